@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_vq - one virtqueue as the device sees it, whatever its format (split now; the packed format has the same face).
+ *
+ * States.  idle: configured bit by bit (num, addresses, base, features, memory). running: vs_vq_start() checked the whole
+ * configuration; pop, push and flush are legal. broken: the driver broke a rule; err holds the evidence, every later pop
+ * answers -1 until vs_vq_stop(). vs_vq_stop() returns to idle and gives the base to report.
+ *
+ * The driver's memory is hostile and changes while it is read: every descriptor and index is copied once, the copy is checked,
+ * and only the copy is used. Chains that were popped are completed with vs_vq_push(), in any order, and become visible to the
+ * driver with vs_vq_flush(), which also decides on the call (virtio 1.3, 2.7.7.2). Give back every chain that was popped: by
+ * push, or by vs_chain_drop() after a stop.
+ *
+ * Threads.  A vq has no lock; its owner serialises all calls. Different vqs are independent.
+ */
+#ifndef VS_VQ_H
+#define VS_VQ_H
+
+#include "vs_mem.h"
+
+/* cdef begin */
+
+enum {
+	VS_VQ_SIZE_MAX = 32768,		/* virtio 1.3, 2.7 */
+	VS_CHAIN_MAX = 1024		/* descriptors in a chain, indirect ones included, cap below the queue size (UIO_MAXIOV) */
+};
+
+struct vs_vq;
+
+/* One popped chain. iov: n_out device-readable buffers, then n_in device-writable ones. Owned by the caller, reusable. */
+struct vs_chain {
+	uint16_t head;
+	uint16_t n_out, n_in;		/* iovecs */
+	uint32_t descs;			/* ring slots it takes (packed: the skip on completion) */
+	uint64_t out_len, in_len;	/* bytes */
+	struct iovec *iov;		/* in the chain's own storage */
+	struct vs_mem *mem;		/* snapshot held until push or drop, NULL when the chain is empty */
+	uint32_t cap;
+};
+
+struct vs_chain *vs_chain_new(void);	/* room for 2 * VS_CHAIN_MAX iovecs grows on demand; NULL: no memory */
+void vs_chain_drop(struct vs_chain *c);	/* let the memory snapshot go without completing (after a stop) */
+void vs_chain_free(struct vs_chain *c);	/* drop, then free */
+/* copy between a chain and plain memory; offsets count bytes over the readable (writable) part. Return the bytes copied. */
+size_t vs_chain_read(const struct vs_chain *c, size_t offset, void *dst, size_t len);
+size_t vs_chain_write(const struct vs_chain *c, size_t offset, const void *src, size_t len);
+
+struct vs_vq *vs_vq_new(uint16_t index);
+void vs_vq_free(struct vs_vq *vq);
+
+/* idle state only, -errno with *err filled when the value itself is impossible */
+int vs_vq_set_num(struct vs_vq *vq, uint32_t num, struct vs_err *err);
+void vs_vq_set_addr(struct vs_vq *vq, uint64_t desc_uva, uint64_t avail_uva, uint64_t used_uva);
+void vs_vq_set_base(struct vs_vq *vq, uint32_t base);
+void vs_vq_set_features(struct vs_vq *vq, uint64_t features);	/* the acked device features: EVENT_IDX, INDIRECT, ... */
+
+/* any state; fds are dup'ed (CLOEXEC) or -1 for none; the old one is closed. Writes to them never block. */
+int vs_vq_set_call(struct vs_vq *vq, int fd);
+int vs_vq_set_err(struct vs_vq *vq, int fd);
+
+/* any state; takes its own reference. On a running vq the rings are translated again: -1 and broken when they left the map. */
+int vs_vq_set_mem(struct vs_vq *vq, struct vs_mem *mem);
+
+int vs_vq_start(struct vs_vq *vq, struct vs_err *err);	/* 0, or -errno */
+uint32_t vs_vq_stop(struct vs_vq *vq);			/* the base for GET_VRING_BASE; idempotent */
+bool vs_vq_running(const struct vs_vq *vq);
+bool vs_vq_broken(const struct vs_vq *vq);
+const struct vs_err *vs_vq_error(const struct vs_vq *vq);
+uint32_t vs_vq_num(const struct vs_vq *vq);
+
+/* 1: *c is the next chain; 0: none available; -1: broken (the error fd was signalled when it became so) */
+int vs_vq_pop(struct vs_vq *vq, struct vs_chain *c);
+/* give the last popped chain back, unprocessed; it is the next to be popped again (only before any later pop) */
+void vs_vq_unpop(struct vs_vq *vq, struct vs_chain *c);
+/* complete a chain: written bytes were put into its writable part. Not yet visible to the driver. */
+void vs_vq_push(struct vs_vq *vq, struct vs_chain *c, uint32_t written);
+/* publish what was pushed; signal the call fd if the driver wants it. 1: signalled, 0: not, -1: broken */
+int vs_vq_flush(struct vs_vq *vq);
+
+/* kick suppression. enable returns true when chains became available meanwhile: process again before sleeping. */
+void vs_vq_disable_kick(struct vs_vq *vq);
+bool vs_vq_enable_kick(struct vs_vq *vq);
+bool vs_vq_has_avail(struct vs_vq *vq);
+
+/* cdef end */
+
+#endif

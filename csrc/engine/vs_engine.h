@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_engine - the data plane of the offload device: moves bytes between ring pairs and host sockets on a thread of its own.
+ *
+ * Division of work.  The engine thread reads every message of the driver. DATA, CREDIT, SHUTDOWN, CLOSE, LISTEN, PING, HELLO,
+ * socket options and known datagram destinations are served here, in C, without Python. What needs a decision (CONNECT, BIND, a
+ * new datagram destination) becomes a struct vse_event; Python answers with vse_connected(), vse_bound(), vse_refuse() or
+ * vse_dgram_dest(). The answer to a CONNECT is a connected file descriptor, of any kind: from then on the engine owns it.
+ *
+ * Threads.  One mutex guards all of the engine; the thread holds it while it works and not while it sleeps in epoll_wait, so
+ * every call below may be made from any thread, and waits at most for one bounded batch. Between vse_lock() and vse_unlock() the
+ * rings and their memory map may be changed (vs_vq_set_call, vs_vq_set_mem, ...).
+ *
+ * Handles.  A flow id may be used again by the driver; a handle is unique for the life of the engine. An answer for a handle
+ * that is gone (closed, reset, new epoch) returns -ESTALE and closes the fd that came with it: callers need no locking.
+ */
+#ifndef VS_ENGINE_H
+#define VS_ENGINE_H
+
+#include "vs_vq.h"
+#include "vso_abi.h"
+
+/* cdef begin */
+
+enum { VSE_PAYLOAD_MAX = 1856 };	/* fits struct vso_open with both URIs and VSO_OPTS_MAX bytes of options */
+
+enum vse_event_type {
+	VSE_EV_HELLO = 1,	/* a driver started (new epoch); all handles before are gone. payload: struct vso_hello */
+	VSE_EV_CONNECT = 2,	/* answer with vse_connected() or vse_refuse(). payload: that of VSO_CONNECT */
+	VSE_EV_BIND = 3,	/* answer with vse_bound() or vse_refuse(). payload: that of VSO_BIND */
+	VSE_EV_DGRAM_DEST = 4,	/* answer with vse_dgram_dest(). payload: the destination URI */
+	VSE_EV_CANCEL = 5,	/* the driver closed the flow before the answer: stop working on it */
+	VSE_EV_ACCEPTED = 6,	/* for the log: handle is the listener's. payload: the peer's URI */
+	VSE_EV_ENDED = 7,	/* for the log: error, to_host, to_guest are final. Sent for flows that were connected or bound */
+	VSE_EV_BROKEN = 8	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text */
+};
+
+struct vse_event {
+	uint32_t type;
+	uint32_t flow;		/* the driver's id, for the log */
+	uint64_t handle;
+	uint32_t error;
+	uint32_t len;		/* bytes of payload */
+	uint64_t to_host;	/* bytes (ENDED) */
+	uint64_t to_guest;
+	uint8_t payload[VSE_PAYLOAD_MAX];
+};
+
+struct vse_config {
+	uint32_t pairs;		/* ring pairs, 1..128 */
+	uint32_t max_flows;	/* flows at once, listeners included; one more is refused with ENFILE */
+	uint32_t buf_alloc;	/* bytes a stream flow may hold for a host socket that does not take them; allocated when needed */
+	uint64_t buf_total;	/* bytes of such buffers over all flows: a flow that would exceed it is reset with ENOBUFS */
+	uint64_t features;	/* VSO_F_* offered */
+};
+
+struct vse_stats {
+	uint64_t flows;		/* now */
+	uint64_t opened, ended;	/* ever */
+	uint64_t to_host, to_guest;	/* stream bytes */
+	uint64_t dgrams_to_host, dgrams_to_guest, dgrams_dropped;
+	uint64_t msgs_in, msgs_out;	/* messages on the rings */
+	uint64_t events;	/* events handed to Python: what "no Python per packet" is judged by */
+	uint64_t wakeups;	/* returns of epoll_wait */
+	uint64_t buffered;	/* bytes held now for host sockets that do not take them */
+};
+
+struct vse_engine;
+
+struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err);
+int vse_start(struct vse_engine *e, struct vs_err *err);	/* the thread; all signals blocked in it */
+void vse_stop(struct vse_engine *e);		/* joins the thread, resets all flows, detaches the rings; idempotent */
+void vse_free(struct vse_engine *e);
+
+void vse_lock(struct vse_engine *e);
+void vse_unlock(struct vse_engine *e);
+
+/*
+ * Rings come and go as the front-end starts and stops them. attach: vq is running; it and kick_fd stay the caller's and must
+ * live until detach. The ring is scanned at once, a kick may have come before. detach: on return the engine does not use the vq
+ * any more and has completed or given back each chain. Flows survive.
+ */
+int vse_ring_attach(struct vse_engine *e, uint32_t ring, struct vs_vq *vq, int kick_fd, struct vs_err *err);
+void vse_ring_detach(struct vse_engine *e, uint32_t ring);
+
+int vse_event_fd(const struct vse_engine *e);	/* readable while events wait; an eventfd the engine owns */
+int vse_events(struct vse_engine *e, struct vse_event *out, int max);	/* takes up to max events, in order */
+
+/*
+ * Answers. They take the fd in every case, also on error. URIs are NUL-terminated and are what the guest's getsockname() and
+ * getpeername() show. -ESTALE: the flow is gone. The fd is made non-blocking; options that came with the request are applied
+ * (vse_apply_opts did it before, if the handler called it).
+ */
+int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer);
+int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local);
+int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error);
+/* sockaddr bytes for this destination URI on this flow, or error != 0 to drop what goes there. Cached, the oldest goes first. */
+int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const void *addr, uint32_t addr_len, uint32_t error);
+int vse_reset_flow(struct vse_engine *e, uint64_t handle, uint32_t error);	/* RESET to the driver, RST on the host */
+void vse_reset_all(struct vse_engine *e, bool quiet);	/* every flow; quiet: no message (the guest is gone) */
+
+/* the options of a CONNECT or BIND (struct vso_sockopt + value, padded) applied to a host socket: 0, or -errno of the first that
+ * failed on this kind of socket; unknown options are -ENOPROTOOPT. One whitelist for this and for SETSOCKOPT. */
+int vse_apply_opts(int fd, const void *opts, uint32_t len);
+
+void vse_get_stats(struct vse_engine *e, struct vse_stats *out);
+
+/* cdef end */
+
+#endif

@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR BSD-3-Clause */
+/*
+ * vso_abi.h - the socket-offload wire protocol, in the one place where its numbers are written.
+ *
+ * Included by the guest module, by the device engine, and (the part between the "cdef" marks, as text) by cffi. Keep that part
+ * free of preprocessor lines other than integer defines. docs/offload-abi.md is the prose; this is the summary a reader of the code needs.
+ *
+ * Rings.  Rings come in pairs k = 0, 1, ...: ring 2k carries messages to the driver, ring 2k+1 messages from the driver. One
+ * descriptor chain carries one message: struct vso_hdr, then hdr.len bytes of payload. Any descriptor layout is legal; a header
+ * may span descriptors. A flow lives on one pair for all its life, so its messages never overtake one another.
+ *
+ * Start.  The driver sends VSO_HELLO on pair 0 and waits for VSO_HELLO_REPLY before any other message on any pair. The epoch is
+ * random per driver start: a HELLO with another epoch than the last one resets every flow of the old epoch without a message.
+ * VM stop and continue do not change the epoch, so flows survive them.
+ *
+ * Flows.  A flow is one socket. The driver picks ids 1..0x7fffffff for its own sockets, the device picks ids with
+ * VSO_FLOW_DEVICE set for connections it announces with VSO_ACCEPT. Life of a driver-opened flow:
+ *
+ *      CONNECT ------------> CONNECT_REPLY (OFFLOAD, 0) --> DATA, CREDIT, SHUTDOWN, sockopts both ways --> CLOSE --> CLOSED
+ *      BIND ---> BIND_REPLY [--> LISTEN --> LISTEN_REPLY --> ACCEPT ...]  or  [--> CONNECT ...]        --> CLOSE --> CLOSED
+ *
+ * A reply with a verdict other than OFFLOAD, or with an error, ends the flow at once: the id is free again and no CLOSE follows.
+ * The exceptions are failed CONNECT and LISTEN on a flow that BIND opened: the flow stays as BIND left it. The driver may send CLOSE
+ * at any time after it sent the opening request, also before its reply (this cancels it). After CLOSE the driver must not use the
+ * id until CLOSED arrives; the device sends nothing else for it once CLOSED is sent, and every message that crossed is ignored.
+ * RESET (device to driver only) says that the host side is dead: no data follows in either direction; the driver still sends CLOSE.
+ *
+ * Credit.  As virtio-vsock (virtio 1.3, 5.10.6.3). Every message on a stream flow carries the sender's buf_alloc (bytes it can hold
+ * for this flow) and fwd_cnt (payload bytes of VSO_DATA it has handed on, modulo 2^32). A sender keeps
+ * tx_cnt - peer.fwd_cnt <= peer.buf_alloc, where tx_cnt counts its own VSO_DATA payload bytes. A peer that exceeds it is broken:
+ * the flow is reset with EPROTO. On a listening flow the same two fields count connections: the device announces while
+ * announced - driver.fwd_cnt < driver.buf_alloc (the backlog). Datagram flows have no credit: what finds no room is dropped.
+ *
+ * Numbers are little-endian; error numbers and socket option numbers are Linux's generic ones (asm-generic), whatever the guest.
+ */
+#ifndef VSO_ABI_H
+#define VSO_ABI_H
+
+#ifdef __KERNEL__
+#include <linux/types.h>
+typedef __le16 vso_le16;
+typedef __le32 vso_le32;
+typedef __le64 vso_le64;
+#else
+#include <assert.h>
+#include <stdint.h>
+typedef uint16_t vso_le16;
+typedef uint32_t vso_le32;
+typedef uint64_t vso_le64;
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the engine reads the wire as little-endian and runs on little-endian hosts only"
+#endif
+#endif
+
+/* cdef begin */
+
+enum {
+	VSO_MAGIC = 0x4b4f5356,		/* "VSOK" */
+	VSO_ABI_MAJOR = 1,		/* other major: the device answers EPROTONOSUPPORT and the driver stays native */
+	VSO_ABI_MINOR = 0,		/* the lower minor of both sides is spoken */
+	VSO_URI_MAX = 255,		/* bytes in a URI, no NUL on the wire */
+	VSO_COMM_LEN = 16,
+	VSO_PAYLOAD_MAX = 262144,	/* bytes of payload in one message, either direction */
+	VSO_OPTS_MAX = 1024,		/* bytes of options in CONNECT and BIND */
+	VSO_OPTVAL_MAX = 512,		/* bytes of one option's value */
+	VSO_RX_MIN = 2048		/* writable bytes in every chain of a to-driver ring, so that any control message fits */
+};
+
+/* bit 31 of a flow id: the device chose it (a define, since an enumerator past INT_MAX is not portable C) */
+#define VSO_FLOW_DEVICE 0x80000000u
+
+enum vso_type {
+	/* both directions */
+	VSO_DATA = 1,			/* payload: bytes of the stream */
+	VSO_CREDIT = 2,			/* no payload: the credit fields are the message */
+	VSO_SHUTDOWN = 3,		/* arg: VSO_SHUT_* of the sender's side, cumulative */
+	VSO_DGRAM = 4,			/* payload: struct vso_dgram, URI, datagram */
+	VSO_PING = 5,			/* flow 0, cookie; answered by PONG with the same cookie */
+	VSO_PONG = 6,
+
+	/* driver to device */
+	VSO_HELLO = 16,			/* payload: struct vso_hello; pair 0, flow 0 */
+	VSO_CONNECT = 17,		/* payload: struct vso_open, URI, local URI, options */
+	VSO_BIND = 18,			/* payload: struct vso_open, URI to bind, no local URI, options */
+	VSO_LISTEN = 19,		/* arg: backlog, also in buf_alloc; again on a listening flow: new backlog */
+	VSO_CLOSE = 20,			/* arg: VSO_CLOSE_* */
+	VSO_SETSOCKOPT = 21,		/* payload: struct vso_sockopt, value */
+	VSO_GETSOCKOPT = 22,		/* payload: struct vso_sockopt (len: room for the value) */
+
+	/* device to driver */
+	VSO_HELLO_REPLY = 64,		/* payload: struct vso_hello; arg: errno */
+	VSO_CONNECT_REPLY = 65,		/* payload: struct vso_reply, local URI, peer URI */
+	VSO_BIND_REPLY = 66,		/* payload: struct vso_reply, local URI with the real port */
+	VSO_LISTEN_REPLY = 67,		/* payload: struct vso_reply, local URI */
+	VSO_ACCEPT = 68,		/* flow: the listener; payload: struct vso_accept, local URI, peer URI */
+	VSO_CLOSED = 69,		/* the answer to CLOSE: the id is free */
+	VSO_RESET = 70,			/* arg: errno for SO_ERROR (ECONNRESET, ETIMEDOUT, EPROTO, ...) */
+	VSO_SOCKOPT_REPLY = 71		/* arg: errno; payload: struct vso_sockopt, value (GETSOCKOPT only) */
+};
+
+enum vso_verdict {
+	VSO_OFFLOAD = 0,		/* the device serves it; error: 0, or why the host could not */
+	VSO_NATIVE = 1,			/* not for the device: the guest's own stack takes it */
+	VSO_DENY = 2			/* the policy forbids it; error: what the application gets */
+};
+
+enum {
+	VSO_SHUT_SEND = 1,		/* the sender sends no more data: FIN */
+	VSO_SHUT_RECV = 2		/* the sender reads no more data: what still arrives is dropped */
+};
+
+enum {
+	VSO_CLOSE_ABORT = 1		/* SO_LINGER 0 or unread data: RST on the host, not FIN */
+};
+
+enum {
+	VSO_F_DGRAM = 1			/* feature bit 0: datagram flows */
+};
+
+enum {
+	VSO_OPEN_ADDR_ONLY = 1		/* vso_open.flags, CONNECT on udp: open for sendto() to this destination, do not connect */
+};
+
+struct vso_hdr {			/* 32 bytes, starts every message */
+	vso_le16 type;			/* enum vso_type */
+	vso_le16 flags;			/* 0 */
+	vso_le32 flow;			/* flow id, 0 where none */
+	vso_le32 len;			/* payload bytes that follow in this chain */
+	vso_le32 arg;			/* by type, else 0 */
+	vso_le32 buf_alloc;		/* credit, see above */
+	vso_le32 fwd_cnt;
+	vso_le32 cookie;		/* a reply carries its request's */
+	vso_le32 reserved;		/* 0 */
+};
+
+struct vso_hello {			/* 48 bytes */
+	vso_le32 magic;			/* VSO_MAGIC */
+	vso_le16 abi_major;
+	vso_le16 abi_minor;
+	vso_le64 epoch;			/* the driver's; echoed in the reply */
+	vso_le64 features;		/* VSO_F_*: the reply holds those both sides have */
+	vso_le32 pairs;			/* ring pairs: the driver's wish, the device's answer (1..wish) */
+	vso_le32 max_payload;		/* the largest hdr.len that the sender accepts */
+	vso_le32 max_flows;		/* reply: flows that the device keeps for this guest; driver: 0 */
+	vso_le32 reserved0;
+	vso_le64 reserved1;
+};
+
+struct vso_open {			/* 56 bytes; then uri_len, local_len, opts_len bytes, unpadded */
+	vso_le16 uri_len;
+	vso_le16 local_len;		/* CONNECT: the address the guest bound natively before, or 0 */
+	vso_le16 opts_len;		/* struct vso_sockopt + value, each value padded to 8 bytes */
+	vso_le16 flags;			/* VSO_OPEN_* */
+	vso_le64 netns;			/* the guest's network namespace, 0 for the initial one */
+	vso_le32 uid;			/* the caller's fsuid in the initial user namespace */
+	vso_le32 pid;			/* tgid in the initial pid namespace, 0 if unknown */
+	char comm[VSO_COMM_LEN];	/* task name, NUL-padded */
+	vso_le32 sndbuf;		/* the application's SO_SNDBUF/SO_RCVBUF, 0: default */
+	vso_le32 rcvbuf;
+	vso_le64 reserved;
+};
+
+struct vso_reply {			/* 16 bytes; then local_len, peer_len bytes */
+	vso_le32 verdict;		/* enum vso_verdict */
+	vso_le32 error;			/* errno for the application, 0 for success */
+	vso_le16 local_len;
+	vso_le16 peer_len;
+	vso_le32 reserved;
+};
+
+struct vso_accept {			/* 16 bytes; then local_len, peer_len bytes */
+	vso_le32 new_flow;		/* has VSO_FLOW_DEVICE; the driver opens its window with CREDIT, or refuses with CLOSE */
+	vso_le16 local_len;
+	vso_le16 peer_len;
+	vso_le32 buf_alloc;		/* the device's window on the new flow */
+	vso_le32 reserved;
+};
+
+struct vso_sockopt {			/* 16 bytes; then len bytes of value */
+	vso_le32 level;
+	vso_le32 name;
+	vso_le32 len;
+	vso_le32 reserved;
+};
+
+struct vso_dgram {			/* 8 bytes; then uri_len bytes, then the datagram to the end of the payload */
+	vso_le16 uri_len;		/* to the device: destination, 0 for the connected peer; to the driver: source */
+	vso_le16 reserved0;
+	vso_le32 reserved1;
+};
+
+/* cdef end */
+
+#ifdef __KERNEL__
+#define VSO_CHECK(expr) static_assert(expr)
+#else
+#define VSO_CHECK(expr) _Static_assert(expr, #expr)
+#endif
+
+VSO_CHECK(sizeof(struct vso_hdr) == 32);
+VSO_CHECK(sizeof(struct vso_hello) == 48);
+VSO_CHECK(sizeof(struct vso_open) == 56);
+VSO_CHECK(sizeof(struct vso_reply) == 16);
+VSO_CHECK(sizeof(struct vso_accept) == 16);
+VSO_CHECK(sizeof(struct vso_sockopt) == 16);
+VSO_CHECK(sizeof(struct vso_dgram) == 8);
+
+#endif
