@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# shellcheck shell=bash
+# lib.sh - what the scripts of this folder share; sourced, never run.
+#
+# Rules they all keep: everything fetched or built lies in the cache ($VHOSTSOCK_CACHE, else .cache/ of the repository) and may be
+# removed at any time; a second run finds it there and downloads nothing; a result is built under a temporary name and moved into place
+# when complete, so an interrupted run leaves nothing half done behind; results (paths) go to stdout, talk to stderr.
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cache=${VHOSTSOCK_CACHE:-$repo/.cache}
+mirror=${VHOSTSOCK_MIRROR:-http://deb.debian.org}
+
+say() { printf '%s\n' "$*" >&2; }
+die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+
+# usage: prints the comment block at the top of the calling script (up to the first line that is no comment) as its help
+usage() { sed -n '/^#!/d; /^# SPDX/d; /^#/!q; s/^# \{0,1\}//p' "$0"; }
+
+# host_suite: the Debian release this machine runs ("bookworm"), or nothing where it is no Debian
+host_suite() { . /etc/os-release && [[ ${ID:-} == debian ]] && printf '%s\n' "${VERSION_CODENAME:-}" || true; }
+
+# need TOOL PACKAGE WHY: makes sure TOOL can be run; installs Debian's PACKAGE when we are root, else says the command that would
+need() {
+	command -v "$1" >/dev/null || install_packages "$3" "$2"
+	command -v "$1" >/dev/null || die "$1 is still missing although package $2 is installed; check PATH ($PATH)"
+}
+
+# install_packages WHY PACKAGE...: apt-get install into this system, with the full log in the cache
+install_packages() {
+	local why=$1 log=$cache/log/apt.log
+	shift
+	command -v apt-get >/dev/null || die "needs $* ($why), and this system has no apt-get: install it by the means of this system"
+	((EUID == 0)) || die "needs $* ($why). Install with:  sudo apt-get install --no-install-recommends $*"
+	mkdir -p "$cache/log"
+	say "    installing $* ($why); log: $log"
+	local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300)
+	if ! "${apt[@]}" install --no-install-recommends "$@" >>"$log" 2>&1 </dev/null; then
+		# the usual reason on a fresh machine: the package lists are missing or too old
+		"${apt[@]}" update >>"$log" 2>&1 </dev/null || die "apt-get update failed; the end of $log says why"
+		"${apt[@]}" install --no-install-recommends "$@" >>"$log" 2>&1 </dev/null ||
+			die "apt-get install $* failed; the end of $log says why"
+	fi
+}
+
+# apt_of SUITE TOOL ARGS...: runs apt-get or apt-cache on the packages of a Debian suite (bookworm, trixie, trixie-backports, sid) with
+# lists and state of its own in the cache: independent of the suite this machine runs and of its sources, and needs no root
+apt_of() {
+	local suite=$1 tool=$2 dir=$cache/apt/$1 base=${1%-backports}
+	shift 2
+	if [[ ! -e $dir/ready ]]; then
+		local key=/usr/share/keyrings/debian-archive-keyring.gpg s
+		[[ -e $key ]] || install_packages "the keys that Debian's package lists are signed with" debian-archive-keyring
+		need apt-get apt "downloads packages of $suite"
+		say "    reading the package lists of Debian $suite"
+		rm -rf "$dir"
+		mkdir -p "$dir"/{lists/partial,archives/partial,parts} "$cache/log"
+		: >"$dir/status"
+		{
+			for s in "$base" "$([[ $suite == "$base" ]] || echo "$suite")" "$([[ $base == sid ]] || echo "$base-updates")"; do
+				[[ -z $s ]] || echo "deb [signed-by=$key] $mirror/debian $s main"
+			done
+			[[ $base == sid ]] || echo "deb [signed-by=$key] $mirror/debian-security $base-security main"
+		} >"$dir/sources.list"
+		printf '%s "%s";\n' Dir::State "$dir" Dir::State::status "$dir/status" Dir::State::lists "$dir/lists" Dir::Cache "$dir" \
+			Dir::Cache::archives "$dir/archives" Dir::Etc::sourcelist "$dir/sources.list" Dir::Etc::sourceparts "$dir/parts" \
+			APT::Architecture amd64 APT::Architectures amd64 APT::Install-Recommends false APT::Get::List-Cleanup false \
+			Acquire::Languages none APT::Sandbox::User "$(id -un)" Acquire::Retries 3 \
+			APT::Update::Post-Invoke-Success:: true >"$dir/apt.conf"
+		[[ $suite == "$base" ]] || printf 'APT::Default-Release "%s";\n' "$suite" >>"$dir/apt.conf"
+		APT_CONFIG=$dir/apt.conf apt-get -q update >>"$cache/log/apt-$suite.log" 2>&1 </dev/null ||
+			die "cannot read the package lists of $suite from $mirror; $cache/log/apt-$suite.log says why (VHOSTSOCK_MIRROR chooses another mirror)"
+		touch "$dir/ready"
+	fi
+	APT_CONFIG=$dir/apt.conf "$tool" "$@" </dev/null
+}
+
+# unpack_debs SUITE DIR PACKAGE...: downloads these packages (not what they depend on) and unpacks them below DIR
+unpack_debs() {
+	local suite=$1 dir=$2 debs deb
+	shift 2
+	need dpkg-deb dpkg "unpacks packages"
+	mkdir -p "$dir" "$cache/tmp"
+	debs=$(mktemp -d "$cache/tmp/debs.XXXXXX")
+	apt_of "$suite" true
+	(cd "$debs" && apt_of "$suite" apt-get -q download "$@" >>"$cache/log/apt-$suite.log" 2>&1) ||
+		die "cannot download $*; $cache/log/apt-$suite.log says why. If the lists are out of date: rm -r $cache/apt/$suite"
+	for deb in "$debs"/*.deb; do dpkg-deb -x "$deb" "$dir"; done
+	rm -rf "$debs"
+}
+
+# busybox_path: fetches Debian's static busybox (the guest's userland; its depmod and cpio also serve us) and prints its path
+busybox_path() {
+	local dir=$cache/busybox
+	if [[ ! -x $dir/busybox ]]; then
+		say "fetching busybox-static"
+		rm -rf "$dir" "$dir.tmp"
+		unpack_debs "${VHOSTSOCK_SUITE:-bookworm}" "$dir.tmp" busybox-static
+		find "$dir.tmp" -path '*bin/busybox' -type f -exec mv {} "$dir.tmp/busybox" \;
+		[[ -x $dir.tmp/busybox ]] || die "package busybox-static holds no busybox"
+		mv "$dir.tmp" "$dir"
+	fi
+	printf '%s\n' "$dir/busybox"
+}
+
+# unpack_closure SUITE DIR PACKAGE...: downloads these packages and all they depend on and unpacks them below DIR (no scripts run)
+unpack_closure() {
+	local suite=$1 dir=$2 names
+	shift 2
+	apt_of "$suite" true
+	names=$(apt_of "$suite" apt-get -q --simulate install "$@" | sed -n 's/^Inst \([^ ]*\) .*/\1/p') && [[ -n $names ]] ||
+		die "cannot work out what $* of $suite needs; if the lists are out of date: rm -r $cache/apt/$suite"
+	mkdir -p "$dir/usr"/{bin,sbin,lib,lib64}
+	ln -s usr/bin usr/sbin usr/lib usr/lib64 "$dir/"		# as every Debian since 12 has them
+	# shellcheck disable=SC2086  # a list of words
+	unpack_debs "$suite" "$dir" $names
+}
