@@ -34,14 +34,16 @@ def cdef_of(header: Path) -> str:
 
 
 ffibuilder = FFI()
-present = [h for h in HEADERS if (CSRC / h).exists()]
+# a header whose directory has no C file declares nothing that could be linked (a source tree with the core alone)
+present = [h for h in HEADERS if h.startswith("include/") or any((CSRC / h).parent.glob("*.c"))]
 ffibuilder.cdef(PRELUDE + "".join(cdef_of(CSRC / h) for h in present))
 ffibuilder.set_source(
     "vhostsock._core",
-    "#define _GNU_SOURCE\n#include <sys/uio.h>\n" + "".join(f'#include "{h}"\n' for h in present),
+    "#include <sys/uio.h>\n" + "".join(f'#include "{h}"\n' for h in present),
     # relative to setup.py, as setuptools wants them in an sdist
     sources=sorted(str(p.relative_to(ROOT)) for d in ("core", "engine") for p in (CSRC / d).glob("*.c")),
     depends=sorted(str(p.relative_to(ROOT)) for p in CSRC.glob("*/*.h")),
+    define_macros=[("_GNU_SOURCE", "1")],
     include_dirs=["csrc", "csrc/include", "csrc/core", "csrc/engine"],
     extra_compile_args=[
         "-std=gnu11", "-O2", "-g", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter",

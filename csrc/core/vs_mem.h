@@ -10,7 +10,8 @@
  * A front-end can truncate the memory under a mapping. System calls on such pages fail with EFAULT, but a load or store raises
  * SIGBUS. A process-wide handler (installed by the first vs_region_map) finds the region by address, puts anonymous zero pages
  * over it so that the access completes, and marks the region poisoned; users check vs_mem_poisoned() after each batch and end
- * the session. Faults elsewhere go to the handler that was there before.
+ * the session. Faults elsewhere go to the handler that was there before. A thread that touches guest memory must leave SIGBUS
+ * unblocked: the kernel answers a blocked synchronous signal by killing the process.
  */
 #ifndef VS_MEM_H
 #define VS_MEM_H
@@ -56,6 +57,8 @@ struct vs_mem *vs_mem_get(struct vs_mem *m);
 void vs_mem_put(struct vs_mem *m);
 int vs_mem_count(const struct vs_mem *m);
 bool vs_mem_poisoned(const struct vs_mem *m);
+
+void vs_mb(void);			/* a full memory barrier, for drivers and devices written in Python */
 
 /* len bytes at a guest-physical (front-end virtual) address, wholly inside one region; NULL if not */
 void *vs_mem_gpa(const struct vs_mem *m, uint64_t gpa, uint64_t len);

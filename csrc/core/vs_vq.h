@@ -9,7 +9,11 @@
  * The driver's memory is hostile and changes while it is read: every descriptor and index is copied once, the copy is checked,
  * and only the copy is used. Chains that were popped are completed with vs_vq_push(), in any order, and become visible to the
  * driver with vs_vq_flush(), which also decides on the call (virtio 1.3, 2.7.7.2). Give back every chain that was popped: by
- * push, or by vs_chain_drop() after a stop.
+ * push, or by vs_chain_drop() after a stop. A chain that is pushed after the run it was popped in is only dropped.
+ *
+ * Stop with chains in flight.  When all that were completed were completed in order, the base that stop reports is the oldest
+ * chain in flight, so that the next start finds those chains again. Out of order, a base cannot say which are open, and the
+ * chains in flight are lost to the driver: complete them before the stop.
  *
  * Threads.  A vq has no lock; its owner serialises all calls. Different vqs are independent.
  */
@@ -29,7 +33,9 @@ struct vs_vq;
 
 /* One popped chain. iov: n_out device-readable buffers, then n_in device-writable ones. Owned by the caller, reusable. */
 struct vs_chain {
+	uint64_t run;			/* the run (start to stop) of the vq it was popped in, unique in the process; 0: empty */
 	uint16_t head;
+	uint16_t pos;			/* its place in the order of popping, modulo 2^16 */
 	uint16_t n_out, n_in;		/* iovecs */
 	uint32_t descs;			/* ring slots it takes (packed: the skip on completion) */
 	uint64_t out_len, in_len;	/* bytes */
@@ -38,7 +44,7 @@ struct vs_chain {
 	uint32_t cap;
 };
 
-struct vs_chain *vs_chain_new(void);	/* room for 2 * VS_CHAIN_MAX iovecs grows on demand; NULL: no memory */
+struct vs_chain *vs_chain_new(void);	/* grows on demand, to 2 * VS_CHAIN_MAX iovecs; NULL: no memory */
 void vs_chain_drop(struct vs_chain *c);	/* let the memory snapshot go without completing (after a stop) */
 void vs_chain_free(struct vs_chain *c);	/* drop, then free */
 /* copy between a chain and plain memory; offsets count bytes over the readable (writable) part. Return the bytes copied. */
@@ -48,13 +54,18 @@ size_t vs_chain_write(const struct vs_chain *c, size_t offset, const void *src, 
 struct vs_vq *vs_vq_new(uint16_t index);
 void vs_vq_free(struct vs_vq *vq);
 
-/* idle state only, -errno with *err filled when the value itself is impossible */
+/* -errno with *err filled when the value itself is impossible */
 int vs_vq_set_num(struct vs_vq *vq, uint32_t num, struct vs_err *err);
 void vs_vq_set_addr(struct vs_vq *vq, uint64_t desc_uva, uint64_t avail_uva, uint64_t used_uva);
 void vs_vq_set_base(struct vs_vq *vq, uint32_t base);
 void vs_vq_set_features(struct vs_vq *vq, uint64_t features);	/* the acked device features: EVENT_IDX, INDIRECT, ... */
 
-/* any state; fds are dup'ed (CLOEXEC) or -1 for none; the old one is closed. Writes to them never block. */
+/* num, addresses, base and features take effect at the next start; set_num alone is refused (-EBUSY) while running */
+
+/*
+ * any state; fds are dup'ed (CLOEXEC) or -1 for none; the old one is closed. -errno if fd is neither an eventfd, a socket nor a
+ * pipe. Writes to them never block and never raise SIGPIPE. A call that fell due while there was no fd is made when one comes.
+ */
 int vs_vq_set_call(struct vs_vq *vq, int fd);
 int vs_vq_set_err(struct vs_vq *vq, int fd);
 
@@ -70,6 +81,8 @@ uint32_t vs_vq_num(const struct vs_vq *vq);
 
 /* 1: *c is the next chain; 0: none available; -1: broken (the error fd was signalled when it became so) */
 int vs_vq_pop(struct vs_vq *vq, struct vs_chain *c);
+/* pop into c[0..max): how many, or -1 when broken and none was popped before */
+int vs_vq_pop_many(struct vs_vq *vq, struct vs_chain **c, int max);
 /* give the last popped chain back, unprocessed; it is the next to be popped again (only before any later pop) */
 void vs_vq_unpop(struct vs_vq *vq, struct vs_chain *c);
 /* complete a chain: written bytes were put into its writable part. Not yet visible to the driver. */

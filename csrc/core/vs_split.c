@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_split - the device side of a split virtqueue (virtio 1.3, 2.7).
+ *
+ * The driver writes desc and avail, the device writes used, each in memory that the other only reads. Indices run freely modulo
+ * 2^16; index & mask is the place in a ring. Of the driver's memory every value is loaded exactly once into a register or a
+ * local, then checked, then used.
+ *
+ * Who publishes what, and the barrier that makes it safe:
+ *
+ *   driver                                   device
+ *   fill desc, avail.ring; wmb; avail.idx -> load-acquire avail.idx; load avail.ring, desc          avail_load()
+ *   load used.idx; rmb; load used.ring    <- fill used.ring; store-release used.idx                 publish()
+ *   avail.idx; mb; load avail_event/flags <- avail_event/flags; mb; load avail.idx again            enable_kick()
+ *   used_event/flags; mb; load used.idx   <- used.idx; mb; load used_event/flags                    publish()
+ *
+ * In the last two rows both sides store one word and load the other's. Without a full barrier on both sides each may miss the
+ * other's store, and a notification is lost for good (virtio 1.3, 2.7.7, 2.7.10 and 2.7.13.4.1).
+ */
+#include <endian.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "vs_vq_priv.h"
+
+enum {
+	DESC_F_NEXT = 1,
+	DESC_F_WRITE = 2,
+	DESC_F_INDIRECT = 4,
+	DESC_SIZE = 16,
+	AVAIL_F_NO_INTERRUPT = 1,
+	USED_F_NO_NOTIFY = 1,
+	FLAGS = 0, IDX = 1, RING = 2		/* avail and used, in 16-bit words */
+};
+
+struct desc {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t flags, next;
+};
+
+#define DESC_FMT	"{addr 0x%" PRIx64 ", len 0x%" PRIx32 ", flags 0x%x}"
+#define DESC_ARG(d)	(d).addr, (d).len, (d).flags
+
+static inline uint16_t load16(const uint16_t *p)
+{
+	return le16toh(__atomic_load_n(p, __ATOMIC_RELAXED));
+}
+
+static inline void store16(uint16_t *p, uint16_t v)
+{
+	__atomic_store_n(p, htole16(v), __ATOMIC_RELAXED);
+}
+
+/*
+ * One copy of one descriptor. An indirect table may have any alignment, hence memcpy; the asm hides from the compiler where the
+ * values came from, so that it cannot load them again after they were checked.
+ */
+static inline struct desc desc_load(const uint8_t *p)
+{
+	uint64_t lo, hi;
+
+	memcpy(&lo, p, sizeof(lo));
+	memcpy(&hi, p + sizeof(lo), sizeof(hi));
+	__asm__ volatile("" : "+r"(lo), "+r"(hi));
+	hi = le64toh(hi);
+	return (struct desc){ le64toh(lo), (uint32_t)hi, (uint16_t)(hi >> 32), (uint16_t)(hi >> 48) };
+}
+
+static inline uint16_t *used_event_of(const struct vs_split *s)
+{
+	return (uint16_t *)&s->avail[RING + s->mask + 1];
+}
+
+static inline uint16_t *avail_event_of(const struct vs_split *s)
+{
+	return &s->used[RING + 4 * (s->mask + 1)];	/* an element is four 16-bit words */
+}
+
+static int split_check(const struct vs_vq *vq, struct vs_err *err)
+{
+	if (vq->base > UINT16_MAX)
+		return vs_err_set(err, EINVAL, "ring base 0x%" PRIx32 " does not fit the 16-bit index of a split ring", vq->base);
+	return 0;
+}
+
+static int split_map(struct vs_vq *vq, struct vs_err *err)
+{
+	/* virtio 1.3, 2.7: size and alignment of the three parts */
+	const struct {
+		const char *name;
+		uint64_t uva, size, align;
+	} part[3] = {
+		{ "descriptor table", vq->desc_uva, (uint64_t)DESC_SIZE * vq->num, 16 },
+		{ "available ring", vq->avail_uva, 6 + 2 * (uint64_t)vq->num, 2 },
+		{ "used ring", vq->used_uva, 6 + 8 * (uint64_t)vq->num, 4 },
+	};
+	uint8_t *host[3];
+
+	for (int i = 0; i < 3; i++) {
+		if (part[i].uva % part[i].align)
+			return vs_err_set(err, EINVAL, "%s at uva 0x%" PRIx64 " is not aligned to %" PRIu64 " bytes",
+					  part[i].name, part[i].uva, part[i].align);
+		host[i] = vq->mem ? vs_mem_uva(vq->mem, part[i].uva, part[i].size) : NULL;
+		if (!host[i])
+			return vs_err_set(err, EFAULT, "%s at uva 0x%" PRIx64 ", size 0x%" PRIx64
+					  ", is not wholly inside one memory region", part[i].name, part[i].uva, part[i].size);
+		/* a region may start anywhere in its file: what is aligned for the driver need not be for us */
+		if ((uintptr_t)host[i] % part[i].align)
+			return vs_err_set(err, EINVAL, "%s at uva 0x%" PRIx64 " is in a memory region whose file offset is not "
+					  "aligned to %" PRIu64 " bytes", part[i].name, part[i].uva, part[i].align);
+	}
+	vq->split.desc = host[0];
+	vq->split.avail = (const uint16_t *)host[1];
+	vq->split.used = (uint16_t *)host[2];
+	return 0;
+}
+
+static bool split_enable_kick(struct vs_vq *vq)
+{
+	struct vs_split *s = &vq->split;
+
+	if (s->event_idx)
+		store16(avail_event_of(s), s->avail_next);
+	else
+		store16(&s->used[FLAGS], 0);
+	/* pairs with the driver's barrier between avail.idx and avail_event or flags: it sees ours, or we see its chain */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return load16(&s->avail[IDX]) != s->avail_next;
+}
+
+static void split_disable_kick(struct vs_vq *vq)
+{
+	struct vs_split *s = &vq->split;
+
+	/*
+	 * With EVENT_IDX flags must stay 0 (virtio 1.3, 2.7.10.2), and an avail_event that is left behind avail.idx is not
+	 * crossed again for 2^16 chains: leaving it alone is the suppression.
+	 */
+	if (!s->event_idx)
+		store16(&s->used[FLAGS], USED_F_NO_NOTIFY);
+}
+
+static void split_start(struct vs_vq *vq)
+{
+	struct vs_split *s = &vq->split;
+
+	s->mask = vq->num - 1;
+	s->event_idx = vs_vq_feature(vq, VIRTIO_RING_F_EVENT_IDX);
+	s->indirect = vs_vq_feature(vq, VIRTIO_RING_F_INDIRECT_DESC);
+	s->avail_next = s->avail_seen = vq->base;
+	/* the base has no used index; the ring itself remembers it */
+	s->used_next = s->used_published = load16(&s->used[IDX]);
+	store16(&s->used[FLAGS], 0);
+	split_enable_kick(vq);
+}
+
+static uint32_t split_base(const struct vs_vq *vq)
+{
+	/* without holes, what is in flight are the youngest chains: the next start shall find them again */
+	return (uint16_t)(vq->split.avail_next - (vq->holes ? 0 : vq->in_flight));
+}
+
+static bool split_has_avail(const struct vs_vq *vq)
+{
+	return load16(&vq->split.avail[IDX]) != vq->split.avail_next;
+}
+
+/* is there a chain at avail_next? 1, 0, or -1 when the index is impossible */
+static inline int avail_load(struct vs_vq *vq)
+{
+	struct vs_split *s = &vq->split;
+	uint16_t idx;
+
+	if (s->avail_next != s->avail_seen)
+		return 1;
+	/* acquire: pairs with the driver's write barrier before avail.idx (virtio 1.3, 2.7.13.3.1); ring and desc are read after it */
+	idx = le16toh(__atomic_load_n(&s->avail[IDX], __ATOMIC_ACQUIRE));
+	if (vs_unlikely(vs_mem_poisoned(vq->mem)))
+		return vs_vq_fail(vq, EFAULT, "the front-end truncated guest memory while it was mapped");
+	if (idx == s->avail_next)
+		return 0;
+	if (vs_unlikely((uint16_t)(idx - s->avail_next) > vq->num))
+		return vs_vq_fail(vq, EINVAL, "avail.idx moved from %u to %u, more than the queue size %" PRIu32,
+				  s->avail_next, idx, vq->num);
+	s->avail_seen = idx;
+	return 1;
+}
+
+/* where a descriptor was found: in the table of the ring, or in an indirect table */
+struct where {
+	int indirect_at;	/* the descriptor that refers to the table, or -1 */
+	uint32_t i;
+};
+
+static int __attribute__((cold)) desc_fail(struct vs_vq *vq, struct where w, struct desc d, const char *what)
+{
+	if (w.indirect_at < 0)
+		return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": %s", w.i, DESC_ARG(d), what);
+	return vs_vq_fail(vq, EINVAL, "desc %d, indirect entry %" PRIu32 " " DESC_FMT ": %s", w.indirect_at, w.i, DESC_ARG(d), what);
+}
+
+/* a descriptor that describes a buffer */
+static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc d)
+{
+	int rc;
+
+	/* virtio 1.3, 2.7.4.2: writable after readable, always */
+	if (vs_unlikely(!(d.flags & DESC_F_WRITE) && (c->n_in || c->in_len)))
+		return desc_fail(vq, w, d, "device-readable after a device-writable one");
+	rc = vs_chain_add(c, vq->mem, d.addr, d.len, d.flags & DESC_F_WRITE);
+	if (vs_unlikely(rc < 0))
+		return desc_fail(vq, w, d, rc == -EFAULT ? "the buffer is not in guest memory" :
+				 rc == -E2BIG ? "the chain is in too many pieces" : "the host has no memory for the chain");
+	/* virtio 1.3, 2.7.5.2: a chain has at most 2^32 bytes */
+	if (vs_unlikely(c->out_len + c->in_len > (uint64_t)1 << 32))
+		return desc_fail(vq, w, d, "the chain has more than 2^32 bytes");
+	return 0;
+}
+
+/* the indirect table that desc[w.i] refers to (virtio 1.3, 2.7.5.3); count: descriptors of the chain so far, w.i included */
+static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc ref, uint32_t count)
+{
+	uint32_t entries = ref.len / DESC_SIZE, seen = 0;
+	struct where in = { w.i, 0 };
+	const uint8_t *table;
+	struct desc d;
+
+	if (!vq->split.indirect)
+		return desc_fail(vq, w, ref, "indirect, but VIRTIO_RING_F_INDIRECT_DESC was not negotiated");
+	if (ref.flags & DESC_F_NEXT)
+		return desc_fail(vq, w, ref, "INDIRECT and NEXT exclude one another");
+	if (!ref.len || ref.len % DESC_SIZE)
+		return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": indirect table length %" PRIu32
+				  " is not a positive multiple of 16", w.i, DESC_ARG(ref), ref.len);
+	if (entries > vq->chain_max)
+		return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": indirect table has %" PRIu32 " entries, a chain may "
+				  "have %" PRIu32, w.i, DESC_ARG(ref), entries, vq->chain_max);
+	table = vs_mem_gpa(vq->mem, ref.addr, ref.len);
+	if (!table)
+		return desc_fail(vq, w, ref, "the indirect table is not wholly inside one memory region");
+	count--;	/* the descriptor that only refers to the table describes no buffer */
+	do {
+		d = desc_load(table + (size_t)in.i * DESC_SIZE);
+		if (vs_unlikely(d.flags & DESC_F_INDIRECT))
+			return desc_fail(vq, in, d, "indirect inside an indirect table");
+		if (vs_unlikely(seen++ == entries))
+			return desc_fail(vq, in, d, "the chain in the indirect table loops");
+		if (vs_unlikely(count++ == vq->chain_max))
+			return desc_fail(vq, in, d, "the chain has more descriptors than the queue size (at most 1024)");
+		if (vs_unlikely(buffer_add(vq, c, in, d) < 0))
+			return -1;
+		if (!(d.flags & DESC_F_NEXT))
+			return 0;
+		if (vs_unlikely(d.next >= entries))
+			return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 ", indirect entry %" PRIu32 " " DESC_FMT ": next %u is past the "
+					  "table's %" PRIu32 " entries", w.i, in.i, DESC_ARG(d), d.next, entries);
+		in.i = d.next;
+	} while (1);
+}
+
+static int chain_walk(struct vs_vq *vq, struct vs_chain *c, uint16_t head)
+{
+	struct where w = { -1, head };
+	uint32_t count = 0;
+	struct desc d;
+
+	do {
+		d = desc_load(vq->split.desc + (size_t)w.i * DESC_SIZE);
+		/* a chain that is longer than the ring must visit some descriptor twice */
+		if (vs_unlikely(count++ == vq->chain_max))
+			return desc_fail(vq, w, d, "the chain loops, or has more descriptors than the queue size (at most 1024)");
+		if (vs_unlikely(d.flags & DESC_F_INDIRECT)) {
+			c->descs = count;
+			return table_walk(vq, c, w, d, count);
+		}
+		if (vs_unlikely(buffer_add(vq, c, w, d) < 0))
+			return -1;
+		if (!(d.flags & DESC_F_NEXT))
+			break;
+		if (vs_unlikely(d.next >= vq->num))
+			return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": next %u is past the queue size %" PRIu32, w.i,
+					  DESC_ARG(d), d.next, vq->num);
+		w.i = d.next;
+	} while (1);
+	c->descs = count;
+	return 0;
+}
+
+static int split_pop(struct vs_vq *vq, struct vs_chain *c)
+{
+	struct vs_split *s = &vq->split;
+	uint16_t head;
+	int rc;
+
+	rc = avail_load(vq);
+	if (rc <= 0)
+		return rc;
+	/* each chain takes a descriptor until it is completed: the driver cannot have more than num outstanding */
+	if (vs_unlikely(vq->in_flight >= vq->num))
+		return vs_vq_fail(vq, EINVAL, "a chain is available at index %u while %" PRIu32 " are in flight, as many as the "
+				  "queue has descriptors", s->avail_next, vq->in_flight);
+	head = load16(&s->avail[RING + (s->avail_next & s->mask)]);
+	if (vs_unlikely(head >= vq->num))
+		return vs_vq_fail(vq, EINVAL, "avail.ring[%u]: head %u is past the queue size %" PRIu32,
+				  s->avail_next & s->mask, head, vq->num);
+	c->n_out = c->n_in = 0;
+	c->out_len = c->in_len = 0;
+	if (vs_unlikely(chain_walk(vq, c, head) < 0)) {
+		vs_chain_drop(c);
+		return -1;
+	}
+	c->head = head;
+	c->pos = s->avail_next++;
+	vq->in_flight++;
+	return 1;
+}
+
+static bool split_unpop(struct vs_vq *vq, const struct vs_chain *c)
+{
+	if (c->pos != (uint16_t)(vq->split.avail_next - 1))
+		return false;
+	vq->split.avail_next--;
+	vq->in_flight--;
+	return true;
+}
+
+static void split_push(struct vs_vq *vq, const struct vs_chain *c, uint32_t written)
+{
+	struct vs_split *s = &vq->split;
+	/* never laps the driver: at most num chains are in flight */
+	uint32_t elem[2] = { htole32(c->head), htole32(written) };
+
+	memcpy(&s->used[RING + 4 * (s->used_next & s->mask)], elem, sizeof(elem));
+	s->used_next++;
+	if (c->pos != (uint16_t)(s->avail_next - vq->in_flight))
+		vq->holes = true;
+	if (--vq->in_flight == 0)
+		vq->holes = false;
+}
+
+static bool split_publish(struct vs_vq *vq)
+{
+	struct vs_split *s = &vq->split;
+	uint16_t old = s->used_published, new = s->used_next;
+
+	if (new == old)
+		return false;
+	/* release: pairs with the driver's read barrier after used.idx (virtio 1.3, 2.7.14); the elements are visible before it */
+	__atomic_store_n(&s->used[IDX], htole16(new), __ATOMIC_RELEASE);
+	s->used_published = new;
+	/* pairs with the driver's barrier between used_event or flags and used.idx: it sees our index, or we see that it waits */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (!s->event_idx)
+		return !(load16(&s->avail[FLAGS]) & AVAIL_F_NO_INTERRUPT);
+	/* virtio 1.3, 2.7.7.2: call when the element used_event is among those published just now, [old, new) */
+	return (uint16_t)(new - load16(used_event_of(s)) - 1) < (uint16_t)(new - old);
+}
+
+const struct vs_vq_ops vs_split_ops = {
+	.check = split_check,
+	.map = split_map,
+	.start = split_start,
+	.base = split_base,
+	.pop = split_pop,
+	.unpop = split_unpop,
+	.push = split_push,
+	.publish = split_publish,
+	.disable_kick = split_disable_kick,
+	.enable_kick = split_enable_kick,
+	.has_avail = split_has_avail,
+};

@@ -1,0 +1,43 @@
+"""Fixtures for every test: whatever a test takes, it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vhostsock._core import lib
+
+
+def _open_fds() -> dict[int, str]:
+    """Each open fd of this process and what it refers to."""
+    fds = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            fds[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:  # the one that listdir itself used
+            continue
+    return fds
+
+
+def _live_tasks() -> set[asyncio.Task[Any]]:
+    """asyncio tasks that are not done, of any loop; all_tasks() would want a running one. The set's name changed in 3.12."""
+    known = getattr(asyncio.tasks, "_scheduled_tasks", None) or getattr(asyncio.tasks, "_all_tasks", ())
+    return {task for task in list(known) if not task.done()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Fail a test that leaves an fd open, guest memory mapped, or an asyncio task unfinished."""
+    gc.collect()
+    fds, regions, tasks = _open_fds(), lib.vs_region_count_live(), _live_tasks()
+    yield
+    gc.collect()
+    leaked = {fd: name for fd, name in _open_fds().items() if fds.get(fd) != name}
+    assert not leaked, f"open fds left behind: {leaked}"
+    assert lib.vs_region_count_live() == regions, f"guest memory regions left mapped: {lib.vs_region_count_live() - regions}"
+    assert not _live_tasks() - tasks, f"asyncio tasks left running: {_live_tasks() - tasks}"
