@@ -1,0 +1,123 @@
+"""The host-side peer of the in-guest check programs: servers that do what one line asks.
+
+Stream (one connection, one line, then):
+    echo            send back everything until EOF, then close
+    sink            read until EOF, answer "<count> <crc32>\\n", close
+    source N        send N bytes of the pattern, half-close, then read until EOF and answer nothing
+    reset N         send N bytes of the pattern, wait for one more byte, then RST
+    name            answer with the client address as this side sees it, close
+    hold            send nothing, read nothing, wait for the client to go
+Datagram: each datagram is sent back to where it came from, "drop..." is not answered, "big N" is answered with N bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import sys
+import zlib
+from collections.abc import AsyncIterator
+
+
+def pattern(n: int) -> bytes:
+    """The first n bytes of the pattern of guest/check.h."""
+    return bytes((i ^ (i >> 8) ^ (i >> 16) ^ 0x5A) & 0xFF for i in range(n))
+
+
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    words = (await reader.readline()).split()
+    match words:
+        case [b"echo"]:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        case [b"sink"]:
+            count = crc = 0
+            while data := await reader.read(65536):
+                count, crc = count + len(data), zlib.crc32(data, crc)
+            writer.write(b"%d %08x\n" % (count, crc))
+        case [b"source", n]:
+            writer.write(pattern(int(n)))
+            await writer.drain()
+            if writer.can_write_eof():
+                writer.write_eof()
+            while await reader.read(65536):
+                pass
+        case [b"reset", n]:
+            writer.write(pattern(int(n)))
+            await writer.drain()
+            await reader.read(1)
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            return
+        case [b"name"]:
+            host, port = writer.get_extra_info("peername")[:2]
+            writer.write(f"{host} {port}\n".encode())
+        case [b"hold"]:
+            await asyncio.get_running_loop().create_future()
+        case _:
+            writer.write(b"?\n")
+    await writer.drain()
+
+
+async def _client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        with contextlib.suppress(OSError):  # the client may be gone at any point
+            await _serve(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _datagram(sock: socket.socket) -> None:
+    # a plain socket: asyncio's own datagram transport swallows empty datagrams
+    data, addr = sock.recvfrom(65536)
+    if data.startswith(b"big "):
+        data = pattern(int(data[4:]))
+    if not data.startswith(b"drop"):
+        sock.sendto(data, addr)
+
+
+@contextlib.asynccontextmanager
+async def peer(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
+    """Serve both kinds on one port number; yields it."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(_client(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(client, host, port, limit=1 << 16)
+    port = server.sockets[0].getsockname()[1]
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.bind((host, port))
+    loop.add_reader(sock, _datagram, sock)
+    try:
+        yield port
+    finally:
+        loop.remove_reader(sock)
+        sock.close()
+        server.close()
+        for task in tasks:  # those that hold
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _main() -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+        for host in sys.argv[2:] or ["127.0.0.1"]:
+            port = await stack.enter_async_context(peer(host, port))
+        print(port, flush=True)
+        await asyncio.get_running_loop().create_future()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_main())

@@ -1,0 +1,97 @@
+"""The in-guest check programs pass on a native kernel: they claim what Linux does, not what our module happens to do."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import shutil
+import socket
+import struct
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+E2E = Path(__file__).resolve().parent.parent / "e2e"
+
+
+def load_peer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("e2e_peer", E2E / "peer.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("checks")
+    cc = shutil.which("cc") or shutil.which("gcc")
+    assert cc, "no C compiler: apt-get install gcc libc6-dev"
+    for source in (E2E / "guest").glob("*_check.c"):
+        flags = ["-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror", "-pthread"]
+        subprocess.run([cc, *flags, "-o", str(out / source.stem), str(source)], check=True)
+    return out
+
+
+def closed_port(host: str) -> socket.socket:
+    """Bound but not listening: connects to it are refused, and nobody else gets it."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.bind((host, 0))
+    return sock
+
+
+async def run(program: Path, *args: str) -> str:
+    process = await asyncio.create_subprocess_exec(program, *args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    output = (await process.stdout.read()).decode()
+    assert await process.wait() == 0, output
+    return output
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_stream_claims_hold_on_the_native_kernel(programs: Path, host: str) -> None:
+    async def main() -> str:
+        async with load_peer().peer(host) as port:
+            with closed_port(host) as closed:
+                return await run(programs / "stream_check", host, str(port), str(closed.getsockname()[1]))
+
+    assert "not ok" not in asyncio.run(main())
+
+
+def test_datagram_claims_hold_on_the_native_kernel(programs: Path) -> None:
+    async def main() -> str:
+        peer = load_peer().peer
+        async with peer("127.0.0.1") as port, peer("127.0.0.2") as port2:
+            return await run(programs / "dgram_check", "127.0.0.1", str(port), "127.0.0.2", str(port2))
+
+    assert "not ok" not in asyncio.run(main())
+
+
+def test_listener_claims_hold_on_the_native_kernel(programs: Path) -> None:
+    with subprocess.Popen([programs / "listen_check", "0"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("port "):
+                drive_listener("127.0.0.1", int(line.split()[1]))
+        assert process.wait() == 0, "".join(lines)
+
+
+def drive_listener(host: str, port: int) -> None:
+    """The client side of guest/listen_check.c."""
+    with socket.create_connection((host, port)) as sock:
+        sock.sendall(b"hello\n")
+        assert int(sock.makefile().read()) == sock.getsockname()[1]
+    with socket.create_connection((host, port)) as sock:
+        sock.sendall(b"rst\n")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+    with socket.create_connection((host, port)) as sock:
+        sock.sendall(b"half\n")
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.makefile().read() == "eof\n"
+        assert struct.unpack("B", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1))[0] != 0
