@@ -1,0 +1,160 @@
+"""Replays recorded sessions of QEMU 7.2, 10.0, 11.1 and DPDK: same messages in, same replies out.
+
+The session is configured with what the recorded back-end offered. What only a real ring knows (the base that GET_VRING_BASE
+reports) is answered with the recorded value; contents of the config space were not recorded, their size was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from vhostsock.errors import FrontendError
+from vhostsock.proto import Request, Session, SessionConfig, events, wire
+from vhostsock.proto.messages import TABLE
+
+TRACES = Path(__file__).parent.parent / "data" / "traces"
+
+# These use messages that are not served yet: replayed up to the named message, which must end the session.
+PARTIAL = {
+    "q11-blk-inflight-reconnect": Request.GET_INFLIGHT_FD,
+    "q7-blk-inflight-reconnect": Request.GET_INFLIGHT_FD,
+    "q11-blk-migrate-dirtylog": Request.GET_INFLIGHT_FD,
+    "q11-fs-devicestate-save": Request.SET_DEVICE_STATE_FD,
+    "q11-testdev-iommu": Request.IOTLB_MSG,
+}
+# QEMU gave up before its first message
+SILENT = {"q11-testdev-id63-ABORT", "q11-testdev-id4-reconnect", "q11-vsock-reconnect", "q72-rng-reconnect"}
+
+
+class Line(NamedTuple):
+    kind: str  # "connection", "->" or "<-"
+    name: str
+    text: str
+
+
+def lines_of(path: Path) -> Iterator[Line]:
+    for text in path.read_text().splitlines():
+        match = re.match(r"\s*[\d.]+ (==|->|<-) (\w+)\s*(.*)", text)
+        if match and (match[1] != "==" or match[2] == "connection"):
+            yield Line("connection" if match[1] == "==" else match[1], match[2], match[3])
+
+
+def numbers(text: str) -> dict[str, int]:
+    return {key: int(value, 0) for key, value in re.findall(r"(\w+)=(0x[0-9a-f]+|\d+)\b", text)}
+
+
+def regions(text: str) -> list[dict[str, int]]:
+    found = re.findall(r"gpa=(\S+) size=(\S+) uva=(\S+) off=([0-9a-fx]+)", text)
+    return [dict(zip(("gpa", "size", "uva", "offset"), (int(v, 0) for v in region), strict=True)) for region in found]
+
+
+def payload_of(name: str, text: str) -> Any:
+    """The value to build the message's payload from; ``text`` is what the trace shows after the descriptors."""
+    n = numbers(text.partition("payload=")[0])
+    if name == "SET_VRING_ADDR":
+        return {"index": n["vq"], **{key: n[key] for key in ("flags", "desc", "used", "avail", "log")}}
+    if name in ("SET_VRING_KICK", "SET_VRING_CALL", "SET_VRING_ERR"):
+        return {"index": n["vq"], "nofd": bool(n["nofd"])}
+    if "VRING" in name:
+        return {"index": n["vq"], "num": n["num"]}
+    if name == "SET_MEM_TABLE":
+        return {"n": n["n"], "regions": regions(text)}
+    if name in ("ADD_MEM_REG", "REM_MEM_REG"):
+        return {"region": regions(text)[0]}
+    if name in ("GET_CONFIG", "SET_CONFIG"):
+        data = re.search(r"payload=([0-9a-f]+)$", text)
+        content = bytes.fromhex(data[1]) if data else bytes(n["size"])
+        return {"offset": n["offset"], "size": n["size"], "flags": n["flags"], "data": content}
+    return int(text.split()[0], 0)
+
+
+def make_fd(what: str) -> int:
+    if what.startswith("/memfd"):
+        fd = os.memfd_create("guest")
+        os.ftruncate(fd, numbers(what)["size"])
+        return fd
+    if what == "socket":
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours.detach()
+    return os.eventfd(0)
+
+
+def send(session: Session, line: Line) -> events.Event | None:
+    """Feed one recorded message as the kernel would deliver it: header with the descriptors, then the payload."""
+    head, _, tail = re.fullmatch(r"id=(\d+ flags=\S+ size=\d+) fds=(\[)(.*)", line.text).groups()  # type: ignore[union-attr]
+    depth, end = 1, 0
+    while depth:  # descriptor names have brackets of their own: anon_inode:[eventfd]
+        depth += {"[": 1, "]": -1}.get(tail[end], 0)
+        end += 1
+    descriptors, rest = [d for d in tail[: end - 1].split(", ") if d], tail[end:].strip()
+    request, flags, size = (int(v, 0) for v in re.findall(r"0x[0-9a-f]+|\d+", re.sub(r"\(\w+\)", "", head)))
+    row = TABLE.get(request)
+    body = row.payload.build(payload_of(line.name, rest)) if row and row.payload else bytes(size if row is None else 0)
+    assert len(body) == size
+    message = wire.HEADER.build({"request": request, "flags": flags, "size": size}) + body
+    event = session.receive(message[:12], [make_fd(d) for d in descriptors])
+    return session.receive(message[12:]) if size else event
+
+
+def replay(path: Path) -> int:
+    """Returns the number of messages fed. Raises FrontendError where the session does."""
+    session, fed, recorded = None, 0, list(lines_of(path))
+    for at, line in enumerate(recorded):
+        if line.kind == "connection":
+            offered = numbers(line.text)
+            if session:
+                session.close()
+            config = SessionConfig(offered["features"], offered["pf"], num_queues=8, max_mem_slots=32)
+            session = Session(config)
+        elif line.kind == "->":
+            assert session
+            fed += 1
+            answer = recorded[at + 1] if at + 1 < len(recorded) and recorded[at + 1].kind == "<-" else None
+            event = send(session, line)
+            if isinstance(event, events.VringStop):
+                assert answer
+                session.done(numbers(answer.text)["base"])
+            elif isinstance(event, events.ConfigRead):
+                session.done(bytes(event.size))
+            elif event:
+                session.done()
+            check_reply(line.name, session.take_output(), answer)
+    assert session
+    session.close()
+    return fed
+
+
+def check_reply(name: str, output: bytes, answer: Line | None) -> None:
+    if answer is None:
+        assert output == b"", f"{name}: QEMU was sent a reply that it does not expect"
+        return
+    header, body = wire.HEADER.parse(output), output[wire.HEADER_SIZE :]
+    assert (answer.name, header.flags) == (name, 0x5)
+    assert header.request == Request[name]
+    assert header.size == len(body) == numbers(answer.text)["size"]
+    value = answer.text.partition(" ")[2].strip()
+    if name == "GET_VRING_BASE":
+        assert wire.VRING_STATE.parse(body) == {"index": numbers(value)["vq"], "num": numbers(value)["base"]}
+    elif name != "GET_CONFIG":
+        assert wire.U64.parse(body) == int(value.removeprefix("ack ").split()[0], 0)
+
+
+@pytest.mark.parametrize("path", sorted(TRACES.glob("*.txt")), ids=lambda p: p.stem)
+def test_replies_equal_the_recorded_ones(path: Path) -> None:
+    if path.stem in PARTIAL:
+        with pytest.raises(FrontendError, match=f"^{PARTIAL[path.stem].name}: not served"):
+            replay(path)
+    else:
+        assert (replay(path) == 0) == (path.stem in SILENT)
+
+
+def test_every_named_trace_exists() -> None:
+    assert PARTIAL.keys() | SILENT <= {path.stem for path in TRACES.glob("*.txt")}

@@ -1,0 +1,229 @@
+"""What the session asks its owner to do: one event class per message that the session cannot serve alone.
+
+An event is handed out by ``Session.receive`` and stays the session's current one until it is answered with ``Session.done``
+(carried out; for those with a reply, with its value) or ``Session.refuse``. File descriptors in an event are owned by the
+session: ``take()`` those that are kept, what is left is closed with the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from typing import Any, Self
+
+__all__ = [
+    "AddRegion", "BackendChannel", "ConfigRead", "ConfigWrite", "DeviceReset", "Event", "FeaturesSet", "MemoryTable", "OwnedFd",
+    "Region", "RemoveRegion", "VringAddress", "VringBase", "VringCall", "VringEnable", "VringErr", "VringKick", "VringNum",
+    "VringStop",
+]  # fmt: skip
+
+
+class OwnedFd:
+    """A received file descriptor with exactly one owner. Closed at the latest when it is collected."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The number, still owned here; -1 once taken or closed."""
+        return self._fd
+
+    def take(self) -> int:
+        """Hand the descriptor to the caller, who closes it from now on."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Close it unless it was taken. Idempotent."""
+        fd = self.take()
+        if fd >= 0:
+            # a socket may report a pending error on close; the descriptor is gone all the same
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"OwnedFd({self._fd})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Region:
+    """A piece of guest memory. gpa: guest-physical, uva: front-end virtual address; size and offset: bytes of its file."""
+
+    gpa: int
+    size: int
+    uva: int
+    offset: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Base. Fields are named as in the message's payload; ``fd`` is the descriptor that came with it, or None."""
+
+    @classmethod
+    def from_wire(cls, payload: Any, fds: list[OwnedFd]) -> Self:
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.name == "fd":
+                values["fd"] = fds[0] if fds else None
+            else:
+                values[field.name] = payload if field.name == "value" else payload[field.name]
+        return cls(**values)
+
+    def reply(self, value: Any) -> Any:
+        """The reply's payload for the value that was given to ``Session.done``."""
+        return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FeaturesSet(Event):
+    """SET_FEATURES: the acked virtio features. Without PROTOCOL_FEATURES among them all rings are enabled."""
+
+    value: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceReset(Event):
+    """RESET_DEVICE: stop and disable all rings, device state to its initial one; memory and the session stay."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MemoryTable(Event):
+    """SET_MEM_TABLE: all of guest memory, instead of what was known. As many fds as regions."""
+
+    regions: tuple[Region, ...]
+    fds: tuple[OwnedFd, ...]
+
+    @classmethod
+    def from_wire(cls, payload: Any, fds: list[OwnedFd]) -> Self:
+        return cls(tuple(_region(r) for r in payload["regions"]), tuple(fds))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AddRegion(Event):
+    """ADD_MEM_REG"""
+
+    region: Region
+    fd: OwnedFd
+
+    @classmethod
+    def from_wire(cls, payload: Any, fds: list[OwnedFd]) -> Self:
+        return cls(_region(payload["region"]), fds[0])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoveRegion(Event):
+    """REM_MEM_REG"""
+
+    region: Region
+
+    @classmethod
+    def from_wire(cls, payload: Any, fds: list[OwnedFd]) -> Self:
+        return cls(_region(payload["region"]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringNum(Event):
+    """SET_VRING_NUM: the ring's size in descriptors."""
+
+    index: int
+    num: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringAddress(Event):
+    """SET_VRING_ADDR: where the three parts are, in front-end virtual addresses. flags bit 0: log writes (not served)."""
+
+    index: int
+    flags: int
+    desc: int
+    used: int
+    avail: int
+    log: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringBase(Event):
+    """SET_VRING_BASE: the next available index to look at."""
+
+    index: int
+    num: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringStop(Event):
+    """GET_VRING_BASE: finish what is in flight, stop the ring, ``done(base)``. The payload's num is noise (DPDK)."""
+
+    index: int
+
+    def reply(self, value: Any) -> Any:
+        return {"index": self.index, "num": value}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringEnable(Event):
+    """SET_VRING_ENABLE: num is 1 or 0. Tracked also while the ring is stopped."""
+
+    index: int
+    num: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringKick(Event):
+    """SET_VRING_KICK: start the ring. fd None: the front-end wants it polled."""
+
+    index: int
+    fd: OwnedFd | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringCall(Event):
+    """SET_VRING_CALL: signal used buffers here from now on. fd None: the driver polls."""
+
+    index: int
+    fd: OwnedFd | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringErr(Event):
+    """SET_VRING_ERR: signal a broken ring here."""
+
+    index: int
+    fd: OwnedFd | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BackendChannel(Event):
+    """SET_BACKEND_REQ_FD: a stream socket for messages from the back-end."""
+
+    fd: OwnedFd
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConfigRead(Event):
+    """GET_CONFIG: ``done(data)`` with exactly size bytes, or ``refuse`` (an empty reply)."""
+
+    offset: int
+    size: int
+    flags: int
+
+    def reply(self, value: Any) -> Any:
+        return {"offset": self.offset, "size": self.size, "flags": self.flags, "data": value}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConfigWrite(Event):
+    """SET_CONFIG. QEMU's generic device sends the whole space for a write of one byte. flags bit 0: restored by migration."""
+
+    offset: int
+    data: bytes
+    flags: int
+
+
+def _region(fields: Any) -> Region:
+    return Region(gpa=fields["gpa"], size=fields["size"], uva=fields["uva"], offset=fields["offset"])
