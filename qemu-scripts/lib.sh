@@ -6,8 +6,11 @@
 # removed at any time; a second run finds it there and downloads nothing; a result is built under a temporary name and moved into place
 # when complete, so an interrupted run leaves nothing half done behind; results (paths) go to stdout, talk to stderr.
 
+# -e holds in $(...) too
+shopt -s inherit_errexit
+
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cache=${VHOSTSOCK_CACHE:-$repo/.cache}
+cache=$(realpath -m "${VHOSTSOCK_CACHE:-$repo/.cache}")
 mirror=${VHOSTSOCK_MIRROR:-http://deb.debian.org}
 
 say() { printf '%s\n' "$*" >&2; }
@@ -15,9 +18,6 @@ die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 # usage: prints the comment block at the top of the calling script (up to the first line that is no comment) as its help
 usage() { sed -n '/^#!/d; /^# SPDX/d; /^#/!q; s/^# \{0,1\}//p' "$0"; }
-
-# host_suite: the Debian release this machine runs ("bookworm"), or nothing where it is no Debian
-host_suite() { . /etc/os-release && [[ ${ID:-} == debian ]] && printf '%s\n' "${VERSION_CODENAME:-}" || true; }
 
 # need TOOL PACKAGE WHY: makes sure TOOL can be run; installs Debian's PACKAGE when we are root, else says the command that would
 need() {
@@ -45,33 +45,36 @@ install_packages() {
 # apt_of SUITE TOOL ARGS...: runs apt-get or apt-cache on the packages of a Debian suite (bookworm, trixie, trixie-backports, sid) with
 # lists and state of its own in the cache: independent of the suite this machine runs and of its sources, and needs no root
 apt_of() {
-	local suite=$1 tool=$2 dir=$cache/apt/$1 base=${1%-backports}
+	local dir=$cache/apt/$1 tool=$2
+	locked "apt-$1" _apt_lists "$1" "$dir"
 	shift 2
-	if [[ ! -e $dir/ready ]]; then
-		local key=/usr/share/keyrings/debian-archive-keyring.gpg s
-		[[ -e $key ]] || install_packages "the keys that Debian's package lists are signed with" debian-archive-keyring
-		need apt-get apt "downloads packages of $suite"
-		say "    reading the package lists of Debian $suite"
-		rm -rf "$dir"
-		mkdir -p "$dir"/{lists/partial,archives/partial,parts} "$cache/log"
-		: >"$dir/status"
-		{
-			for s in "$base" "$([[ $suite == "$base" ]] || echo "$suite")" "$([[ $base == sid ]] || echo "$base-updates")"; do
-				[[ -z $s ]] || echo "deb [signed-by=$key] $mirror/debian $s main"
-			done
-			[[ $base == sid ]] || echo "deb [signed-by=$key] $mirror/debian-security $base-security main"
-		} >"$dir/sources.list"
-		printf '%s "%s";\n' Dir::State "$dir" Dir::State::status "$dir/status" Dir::State::lists "$dir/lists" Dir::Cache "$dir" \
-			Dir::Cache::archives "$dir/archives" Dir::Etc::sourcelist "$dir/sources.list" Dir::Etc::sourceparts "$dir/parts" \
-			APT::Architecture amd64 APT::Architectures amd64 APT::Install-Recommends false APT::Get::List-Cleanup false \
-			Acquire::Languages none APT::Sandbox::User "$(id -un)" Acquire::Retries 3 \
-			APT::Update::Post-Invoke-Success:: true >"$dir/apt.conf"
-		[[ $suite == "$base" ]] || printf 'APT::Default-Release "%s";\n' "$suite" >>"$dir/apt.conf"
-		APT_CONFIG=$dir/apt.conf apt-get -q update >>"$cache/log/apt-$suite.log" 2>&1 </dev/null ||
-			die "cannot read the package lists of $suite from $mirror; $cache/log/apt-$suite.log says why (VHOSTSOCK_MIRROR chooses another mirror)"
-		touch "$dir/ready"
-	fi
 	APT_CONFIG=$dir/apt.conf "$tool" "$@" </dev/null
+}
+
+_apt_lists() {
+	local suite=$1 dir=$2 base=${1%-backports} key=/usr/share/keyrings/debian-archive-keyring.gpg s
+	[[ ! -e $dir/ready ]] || return 0
+	[[ -e $key ]] || install_packages "the keys that Debian's package lists are signed with" debian-archive-keyring
+	need apt-get apt "downloads packages of $suite"
+	say "    reading the package lists of Debian $suite"
+	rm -rf "$dir"
+	mkdir -p "$dir"/{lists/partial,archives/partial,parts} "$cache/log"
+	: >"$dir/status"
+	{
+		for s in "$base" "$([[ $suite == "$base" ]] || echo "$suite")" "$([[ $base == sid ]] || echo "$base-updates")"; do
+			[[ -z $s ]] || echo "deb [signed-by=$key] $mirror/debian $s main"
+		done
+		[[ $base == sid ]] || echo "deb [signed-by=$key] $mirror/debian-security $base-security main"
+	} >"$dir/sources.list"
+	printf '%s "%s";\n' Dir::State "$dir" Dir::State::status "$dir/status" Dir::State::lists "$dir/lists" Dir::Cache "$dir" \
+		Dir::Cache::archives "$dir/archives" Dir::Etc::sourcelist "$dir/sources.list" Dir::Etc::sourceparts "$dir/parts" \
+		APT::Architecture amd64 APT::Architectures amd64 APT::Install-Recommends false APT::Get::List-Cleanup false \
+		Acquire::Languages none APT::Sandbox::User "$(id -un)" Acquire::Retries 3 \
+		>"$dir/apt.conf"
+	[[ $suite == "$base" ]] || printf 'APT::Default-Release "%s";\n' "$suite" >>"$dir/apt.conf"
+	APT_CONFIG=$dir/apt.conf apt-get -q update >>"$cache/log/apt-$suite.log" 2>&1 </dev/null ||
+		die "cannot read the package lists of $suite from $mirror; $cache/log/apt-$suite.log says why (VHOSTSOCK_MIRROR chooses another mirror)"
+	touch "$dir/ready"
 }
 
 # unpack_debs SUITE DIR PACKAGE...: downloads these packages (not what they depend on) and unpacks them below DIR
@@ -90,16 +93,19 @@ unpack_debs() {
 
 # busybox_path: fetches Debian's static busybox (the guest's userland; its depmod and cpio also serve us) and prints its path
 busybox_path() {
-	local dir=$cache/busybox
-	if [[ ! -x $dir/busybox ]]; then
-		say "fetching busybox-static"
-		rm -rf "$dir" "$dir.tmp"
-		unpack_debs "${VHOSTSOCK_SUITE:-bookworm}" "$dir.tmp" busybox-static
-		find "$dir.tmp" -path '*bin/busybox' -type f -exec mv {} "$dir.tmp/busybox" \;
-		[[ -x $dir.tmp/busybox ]] || die "package busybox-static holds no busybox"
-		mv "$dir.tmp" "$dir"
-	fi
-	printf '%s\n' "$dir/busybox"
+	locked busybox _fetch_busybox "$cache/busybox" >&2
+	printf '%s\n' "$cache/busybox/busybox"
+}
+
+_fetch_busybox() {
+	local dir=$1
+	[[ ! -x $dir/busybox ]] || return 0
+	say "fetching busybox-static"
+	rm -rf "$dir" "$dir.tmp"
+	unpack_debs bookworm "$dir.tmp" busybox-static
+	find "$dir.tmp" -path '*bin/busybox' -type f -exec mv {} "$dir.tmp/busybox" \;
+	[[ -x $dir.tmp/busybox ]] || die "package busybox-static holds no busybox"
+	mv "$dir.tmp" "$dir"
 }
 
 # unpack_closure SUITE DIR PACKAGE...: downloads these packages and all they depend on and unpacks them below DIR (no scripts run)
@@ -113,4 +119,66 @@ unpack_closure() {
 	ln -s usr/bin usr/sbin usr/lib usr/lib64 "$dir/"		# as every Debian since 12 has them
 	# shellcheck disable=SC2086  # a list of words
 	unpack_debs "$suite" "$dir" $names
+}
+
+# locked NAME COMMAND...: runs it while nobody else runs one under the same name with this cache
+locked() {
+	local name=$1
+	shift
+	mkdir -p "$cache/lock"
+	(
+		flock 9
+		"$@" 9>&-
+	) 9>"$cache/lock/$name"
+}
+
+# project_venv [EXTRA]: makes or updates a virtual environment in the cache with this project installed (from a copy: the checkout is only
+# read) and, with EXTRA, what pyproject.toml lists under it. Prints its folder. Does nothing when all is as before.
+project_venv() {
+	locked venv _project_venv "$@" >&2
+	printf '%s\n' "$cache/venv"
+}
+
+_project_venv() {
+	local extra=${1:-} venv=$cache/venv src=$cache/src log=$cache/log/pip.log deps sum
+	need python3 python3 "runs the back-end"
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "needs Python 3.11 or newer; python3 here is $(python3 -V)"
+	mkdir -p "$cache/log"
+	if ! "$venv/bin/python" -m pip -V &>/dev/null; then
+		python3 -c 'import ensurepip' 2>/dev/null || install_packages "makes the virtual environment" python3-venv
+		say "making a virtual environment in $venv"
+		rm -rf "$venv"
+		python3 -m venv "$venv"
+	fi
+	deps=$("$venv/bin/python" - "$repo/pyproject.toml" "$extra" <<-'END'
+		import sys, tomllib
+		config = tomllib.load(open(sys.argv[1], "rb"))
+		extras = config["project"]["optional-dependencies"]
+		print(*config["build-system"]["requires"], "wheel", *config["project"]["dependencies"], *(extras[sys.argv[2]] if sys.argv[2] else []), sep="\n")
+	END
+	)
+	sum=$(sha256sum <<<"$deps" | cut -c1-16)
+	if [[ ! -e $venv/.deps-$sum ]]; then
+		say "    installing from PyPI: $(tr '\n' ' ' <<<"$deps")"
+		# shellcheck disable=SC2086  # a list of words
+		"$venv/bin/pip" install -q --disable-pip-version-check $deps >>"$log" 2>&1 </dev/null || die "pip install failed; the end of $log says why"
+		touch "$venv/.deps-$sum"
+	fi
+	sum=$(cd "$repo" && find csrc/core csrc/engine csrc/include vhostsock setup.py pyproject.toml README.md LICENSE* -type f \
+		! -name '*.so' ! -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16)
+	[[ ! -e $venv/.built-$sum ]] || return 0
+	need gcc gcc "compiles the virtqueue core"
+	[[ -e $(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] ||
+		install_packages "Python's headers, to compile the virtqueue core" python3-dev
+	[[ -e /usr/include/unistd.h ]] || install_packages "the C library's headers, to compile the virtqueue core" libc6-dev
+	say "    building vhostsock"
+	rm -rf "$src"
+	mkdir -p "$src/csrc"
+	cp -rp "$repo"/{vhostsock,setup.py,pyproject.toml,README.md} "$repo"/LICENSE* "$src/"
+	cp -rp "$repo"/csrc/{core,engine,include} "$src/csrc/"
+	find "$src" \( -name '*.so' -o -name '_core.c' -o -name __pycache__ \) -prune -exec rm -rf {} +
+	"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --no-index --no-build-isolation --force-reinstall "$src" \
+		>>"$log" 2>&1 </dev/null || die "vhostsock does not build; the end of $log says why"
+	rm -f "$venv"/.built-*
+	touch "$venv/.built-$sum"
 }

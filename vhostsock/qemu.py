@@ -26,7 +26,7 @@ from dataclasses import dataclass
 __all__ = ["CARRIERS", "Carrier", "add_arguments", "main", "qemu_args"]
 
 MAX_PAIRS = 64
-"""Ring pairs a carrier may be asked for. QEMU's generic device wraps its ring numbers past 256; no guest gains from more than 64."""
+"""Ring pairs a carrier may be asked for: QEMU's generic device wraps its ring numbers past 256, and this stays far below."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Run commands in a guest that ``qemu-scripts/boot --agent SOCKET`` started: the host's end of qemu-scripts/guest/agent.c.
 
-One connection carries any number of commands at once. A thread reads the answers and gives each to the command that waits for it,
-so `Guest` can be used from any thread. When the guest or QEMU ends, every waiting command fails with ConnectionError at once.
+One connection carries any number of commands at once. A thread reads the answers and gives each to the command that waits for
+it, so `Guest` can be used from any thread. When the guest or QEMU ends, every waiting command fails at once (ConnectionError).
 
 This file needs nothing but the standard library and can be run as a program (qemu-scripts/guest-run).
 """
