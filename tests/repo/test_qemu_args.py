@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The carrier table: which QEMU arguments attach a back-end."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vhostsock.qemu import CARRIERS, main, qemu_args
+
+PROGRAM = Path(__file__).resolve().parents[2] / "vhostsock" / "qemu.py"
+
+
+def device(args: list[str]) -> str:
+    return args[args.index("-device") + 1]
+
+
+@pytest.mark.parametrize(("carrier", "pairs", "rings"), [("fs", 1, "num-request-queues=1"), ("fs", 4, "num-request-queues=7"),
+                                                         ("generic", 1, "num_vqs=2"), ("generic", 4, "num_vqs=8")])  # fmt: skip
+def test_carrier_is_asked_for_two_rings_a_pair(carrier: str, pairs: int, rings: str) -> None:
+    assert rings in device(qemu_args("/s", carrier=carrier, pairs=pairs)).split(",")
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_guest_memory_is_shared_with_every_carrier(carrier: str) -> None:
+    args = qemu_args("/s", carrier=carrier, memory="1G")
+    memory = args[args.index("-object") + 1]
+    assert "share=on" in memory
+    assert "size=1G" in memory
+    assert args[args.index("-m") + 1] == "1G"
+
+
+def test_fs_tag_is_what_the_guest_driver_looks_for() -> None:
+    assert "tag=vhostsock0" in device(qemu_args("/s", carrier="fs")).split(",")
+
+
+def test_generic_takes_any_virtio_id() -> None:
+    assert "virtio-id=39" in device(qemu_args("/s", carrier="generic")).split(",")
+    assert "virtio-id=18" in device(qemu_args("/s", carrier="generic", virtio_id=18)).split(",")
+
+
+def test_comma_in_the_path_is_escaped_for_qemu() -> None:
+    assert "socket,id=vhostsock0-socket,path=/tmp/a,,b c" in qemu_args("/tmp/a,b c")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"carrier": "pigeon"}, "fs, generic"),
+        ({"pairs": 0}, r"1\.\.64"),
+        ({"pairs": 65}, r"1\.\.64"),
+        ({"carrier": "rng", "pairs": 2}, r"1\.\.1"),
+        ({"memory": "lots"}, "256M"),
+        ({"name": "eth0"}, "vhostsock"),
+        ({"virtio_id": 18}, "generic"),
+    ],
+)
+def test_wrong_argument_is_named_with_what_it_may_be(wrong: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        qemu_args("/s", **wrong)  # type: ignore[arg-type]
+
+
+def test_command_prints_what_a_shell_splits_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--socket-path", "/tmp/a b"]) == 0
+    assert shlex.split(capsys.readouterr().out) == qemu_args("/tmp/a b")
+
+
+def test_command_refuses_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["--socket-path", "/s", "--pairs", "0"])
+    assert exited.value.code == 2
+    assert "1..64" in capsys.readouterr().err
+
+
+def test_runs_before_anything_is_built() -> None:
+    done = subprocess.run([sys.executable, "-I", "-S", str(PROGRAM), "--one-per-line", "--socket-path", "/s"],
+                          capture_output=True, text=True, timeout=20, check=True)  # fmt: skip
+    assert done.stdout.splitlines() == qemu_args("/s")
