@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ def _open_fds() -> dict[int, str]:
 
 def _live_tasks() -> set[asyncio.Task[Any]]:
     """asyncio tasks that are not done, of any loop; all_tasks() would want a running one. The set's name changed in 3.12."""
-    known: Iterable[Any] = getattr(asyncio.tasks, "_scheduled_tasks", None) or getattr(asyncio.tasks, "_all_tasks", ())
+    known: Any = getattr(asyncio.tasks, "_scheduled_tasks", None) or getattr(asyncio.tasks, "_all_tasks", ())
     return {task for task in list(known) if not task.done()}
 
 
