@@ -84,7 +84,7 @@ class Chain:
 class Vring:
     """One virtqueue of a device. ``index`` is its number in the vhost-user protocol."""
 
-    __slots__ = ("_memory", "_pool", "_ptr", "index")
+    __slots__ = ("_pool", "_ptr", "index")
 
     def __init__(self, index: int) -> None:
         ptr = lib.vs_vq_new(index)
@@ -92,7 +92,6 @@ class Vring:
             raise MemoryError("no memory for a virtqueue")
         self._ptr = ffi.gc(ptr, lib.vs_vq_free)
         self._pool: list[Any] = []  # chains ready for reuse, at most BATCH_MAX
-        self._memory: MemoryMap | None = None
         self.index = index
 
     def __repr__(self) -> str:
@@ -139,7 +138,6 @@ class Vring:
 
         Chains in flight keep the map they were popped with.
         """
-        self._memory = memory
         if lib.vs_vq_set_mem(self._ptr, memory.ptr) < 0:
             raise FrontendError(f"vring {self.index}: {self.error}")
 
@@ -158,6 +156,14 @@ class Vring:
         Chains in flight come again after the next start if the others were completed in order; complete them before otherwise.
         """
         return int(lib.vs_vq_stop(self._ptr))
+
+    def close(self) -> None:
+        """Stop, and let go of the fds and the memory map now instead of at garbage collection. May be called again."""
+        self.stop()
+        lib.vs_vq_set_call(self._ptr, -1)
+        lib.vs_vq_set_err(self._ptr, -1)
+        lib.vs_vq_set_mem(self._ptr, ffi.NULL)
+        self._pool.clear()
 
     @property
     def running(self) -> bool:
