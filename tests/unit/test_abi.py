@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,9 @@ from vhostsock._core import ffi, lib
 from vhostsock.errors import RequestError, UsageError
 from vhostsock.offload import abi
 
-DATA = Path(__file__).parent.parent / "data"
-INCLUDE = Path(__file__).parent.parent.parent / "csrc" / "include"
-sys.path.insert(0, str(DATA))
+from ..data import abi_golden as golden
 
-import abi_golden as golden  # noqa: E402
-
+INCLUDE = Path(__file__).resolve().parents[2] / "csrc" / "include"
 NAMES = list(golden.entries())
 
 
@@ -46,7 +42,7 @@ def test_python_decodes_and_encodes_the_golden_vector(name: str) -> None:
 def test_the_c_compiler_decodes_the_golden_vectors(tmp_path: Path) -> None:
     compiler = os.environ.get("CC") or shutil.which("cc") or "gcc"
     binary = tmp_path / "abi_decode"
-    command = [compiler, "-std=gnu11", "-Wall", "-Werror", f"-I{INCLUDE}", "-o", str(binary), str(DATA / "abi_decode.c")]
+    command = [compiler, "-std=gnu11", "-Wall", "-Werror", f"-I{INCLUDE}", "-o", str(binary), str(golden.HERE / "abi_decode.c")]
     subprocess.run(command, check=True, timeout=60)
     text = "".join(f"{data.hex()}\n" for data in golden.hex_lines().values())
     decoded = subprocess.run([binary], input=text, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
