@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Replays recorded sessions of QEMU 7.2, 10.0, 11.1 and DPDK: same messages in, same replies out.
 
 The session is configured with what the recorded back-end offered. What only a real ring knows (the base that GET_VRING_BASE

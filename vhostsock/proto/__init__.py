@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """vhost-user: the messages, and a back-end session without I/O.
 
     wire       the bytes (construct)          messages   the table: what is on the wire and when it is allowed

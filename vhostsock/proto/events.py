@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What the session asks its owner to do: one event class per message that the session cannot serve alone.
 
 An event is handed out by ``Session.receive`` and stays the session's current one until it is answered with ``Session.done``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Feature bits: the virtio ones that a device and a driver agree on, and the protocol ones of the two ends of the socket.
 
 A bit travels three stations. *offered*: this library implements it and the device wants it. *acked*: the front-end (for the

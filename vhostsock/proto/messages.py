@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The message table: for every front-end message that is served, what is on the wire and when it is allowed.
 
 A new message is a row here, a payload in wire.py, an event in events.py if the device's owner must act, and a test file. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The back-end's half of a vhost-user session, without any I/O.
 
 Bytes and file descriptors go in, events and replies come out. The session knows the wire, what is offered and acked, which
@@ -186,16 +187,17 @@ class Session:
             effect(self, event)
         self._finish(row, event.reply(value))
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str, *, fatal: bool = True) -> None:
         """The current event cannot be carried out. Raises FrontendError(reason) when the front-end cannot be told.
 
-        The reason is for the error; on the wire there is only a non-zero ack, or the empty reply of GET_CONFIG.
+        The reason is for the error; on the wire there is only a non-zero ack, or the empty reply of GET_CONFIG. fatal False:
+        it is no fault of the front-end (a driver writes to a config space that has nothing to write), so go on untold.
         """
         row, _ = self._take_current()
         if row.refusal is not None:
             self._reply(row.request, None, row.refusal)
             self._next()
-        elif row.reply is None and self._wants_ack():
+        elif row.reply is None and (self._wants_ack() or not fatal):
             self._finish(row, 1)
         else:
             self.close()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The bytes of vhost-user messages, as construct Structs.
 
 A message is a 12-byte header, ``size`` bytes of payload, and file descriptors beside it (at most 8, SCM_RIGHTS). All numbers

@@ -1,0 +1,199 @@
+"""Where front-ends connect: a Unix socket path, a listening descriptor from a service manager, or one connected socket.
+
+One front-end at a time is served; another one that connects meanwhile waits in the socket's backlog and is served next. A
+session that ends, for whatever reason, costs nothing but itself: the server goes on listening, until it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from types import TracebackType
+from typing import Self
+
+from .backend import Backend, session_config
+from .device import Device
+from .errors import FrontendError, UsageError
+
+__all__ = ["Server"]
+
+log = logging.getLogger("vhostsock.server")
+
+# A front-end that waits is rare, a crowd of them a mistake; what finds no room gets EAGAIN from connect().
+BACKLOG = 8
+ACCEPT_PAUSE = 1.0  # seconds until the next attempt when this process has no descriptor left for a connection
+
+
+class Server:
+    """Serve ``device`` to front-ends. Exactly one of
+
+    path    create a Unix socket there; a file that a dead server left behind is replaced, and ours is removed at the end
+    sock    a listening Unix socket, or a connected one
+    fd      the same as a descriptor, which the server takes over
+
+    ``async with Server(...)`` listens from entry to exit; ``serve_forever`` returns when ``stop`` is called, or when the one
+    connection of a connected socket ends. UsageError: the device cannot be served as it is, or the arguments are wrong. OSError
+    (EADDRINUSE and others, with a text that says what to do): the path cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        sock: socket.socket | None = None,
+        fd: int | None = None,
+    ) -> None:
+        if sum(given is not None for given in (path, sock, fd)) != 1:
+            raise UsageError("a Server needs exactly one of path, sock and fd")
+        session_config(device)  # complains about the device now, not when a front-end comes
+        if not any(getattr(type(device), name) is not getattr(Device, name) for name in _DATA_HANDLERS):
+            raise UsageError(f"{type(device).__name__} overrides none of {', '.join(_DATA_HANDLERS)}")
+        self._device = device
+        self._path = os.fspath(path) if path is not None else None
+        self._sock = sock if sock is not None or fd is None else _socket_of(fd)
+        self._made: tuple[int, int] | None = None  # device and inode of the socket file we created
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """The path, or "fd N", for messages to people."""
+        if self._path is not None:
+            return self._path
+        return f"fd {self._sock.fileno()}" if self._sock else "closed"
+
+    async def __aenter__(self) -> Self:
+        if self._path is not None:
+            self._sock = _listen(self._path)
+            status = os.stat(self._path)
+            self._made = status.st_dev, status.st_ino
+        assert self._sock is not None
+        self._sock.setblocking(False)
+        listening = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        serve = self._accept(self._sock) if listening else self._serve(self._sock)
+        self._task = asyncio.create_task(serve, name=f"vhostsock server on {self.address}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def serve_forever(self) -> None:
+        """Wait until ``stop`` or ``close`` is called, or a connected socket's session is over."""
+        if self._task is None:
+            raise UsageError("use 'async with server:' around serve_forever()")
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.result()
+
+    def stop(self) -> None:
+        """End the session and stop listening; ``serve_forever`` returns when all is closed. For signal handlers."""
+        if self._task:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """As ``stop``, and wait for it. Idempotent."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._sock:
+            self._sock.close()
+            self._sock = None
+        if self._made:
+            assert self._path is not None
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(self._path)
+                if (status.st_dev, status.st_ino) == self._made:  # perhaps another server has taken the place
+                    os.unlink(self._path)
+            self._made = None
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except ConnectionAbortedError:
+                continue  # it went before we came
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                log.error("cannot accept a front-end: %s", error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            loop.add_reader(listener, self._note_waiting, listener)
+            try:
+                await self._serve(sock)
+            finally:
+                loop.remove_reader(listener)
+
+    def _note_waiting(self, listener: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(listener)
+        log.warning("%s: another front-end connects while one is served; it has to wait", self.address)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        log.info("front-end connected")
+        try:
+            await Backend(self._device, sock).serve()
+        except FrontendError as error:
+            log.error("the front-end broke the protocol, session ended: %s", error)
+        except OSError as error:
+            log.info("connection lost: %s", error.strerror or error)
+        except Exception:
+            log.exception("%s failed, session ended", type(self._device).__name__)
+        else:
+            log.info("front-end disconnected")
+
+
+_DATA_HANDLERS = ("handle", "handle_batch", "queue_started")
+
+
+def _socket_of(fd: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise UsageError(f"descriptor {fd} cannot be served: {error.strerror}") from None
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        sock.detach()
+        raise UsageError(f"descriptor {fd} is not a Unix stream socket")
+    return sock
+
+
+def _listen(path: str) -> socket.socket:
+    """A listening socket at ``path``, in place of one that nobody listens on any more."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise OSError(error.errno, f"cannot listen: {error.strerror or error}", path) from None
+            _remove_stale(path)
+            sock.bind(path)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket file of a server that is gone. OSError when the path is anything else."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "is there and is not a socket; choose another path", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            log.info("%s: removing the socket of a server that is gone", path)
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full, so somebody listens
+    raise OSError(errno.EADDRINUSE, "another process is serving there; stop it or choose another path", path)

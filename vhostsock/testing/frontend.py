@@ -1,0 +1,364 @@
+"""A front-end in this process: plays QEMU towards a back-end, over one end of a socket pair.
+
+    async with attach(Echo()) as frontend:                     # server, handshake, guest memory, rings: all started
+        frontend.queues[0].submit([b"ping"], [16])
+        [done] = await frontend.queues[0].wait_async()
+        await frontend.pause(); await frontend.resume()        # what QEMU sends for stop and cont
+
+The messages and their order are those of QEMU; a Dialect is the version's way of it, and the tests compare both with recorded
+sessions. The rings and the memory are vhostsock.testing.driver's. Every wait is bounded by ``TIMEOUT`` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from construct import Construct
+
+from ..device import Device
+from ..errors import VhostsockError
+from ..proto import wire
+from ..proto.features import ProtocolFeature, VirtioFeature
+from ..proto.wire import Request
+from ..server import Server
+from .driver import DriverQueue, GuestMemory, Region
+
+__all__ = ["QEMU_7_2", "QEMU_11_1", "BackendGone", "Dialect", "Frontend", "Refused", "attach"]
+
+TIMEOUT = 30.0
+STATUS_FEATURES_OK = 8
+
+
+class Refused(VhostsockError):
+    """The back-end answered a request with a failure ack."""
+
+
+class BackendGone(VhostsockError):
+    """The back-end closed the connection where a reply was due."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one version of QEMU speaks.
+
+    protocol_mask       the protocol bits it acks when they are offered
+    ack_vring_fds       asks for acks of SET_VRING_KICK, CALL and ERR
+    ack_enable          waits for SET_VRING_ENABLE
+    calls_when_stopped  gives each ring its masked call fd before a start and after a stop
+    """
+
+    name: str
+    protocol_mask: int
+    ack_vring_fds: bool
+    ack_enable: bool
+    calls_when_stopped: bool
+
+
+_GENERIC = ~(ProtocolFeature.CONFIG | ProtocolFeature.GET_VRING_BASE_INFLIGHT)
+QEMU_7_2 = Dialect("QEMU 7.2 vhost-user-rng", ((1 << 17) - 1) & _GENERIC, False, False, True)
+QEMU_11_1 = Dialect("QEMU 11.1 vhost-user-test-device", ((1 << 23) - 1) & _GENERIC, True, True, False)
+
+
+class Frontend:
+    """One connection to a back-end. Owns the socket, the guest memory and the queues.
+
+    sent                every message so far as (name, header flags, payload size)
+    features            virtio bits that ``start`` acks: what is offered, within ``accept``
+    offered             virtio bits of the back-end, after ``handshake``
+    protocol_features   acked protocol bits, after ``handshake``
+    channel             our end of the back-end channel, after ``handshake`` with BACKEND_REQ
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        queues: int = 1,
+        size: int = 64,
+        memory: Sequence[int] = (1 << 22,),
+        dialect: Dialect = QEMU_11_1,
+        accept: int = ~0,
+        config: bool = False,
+    ) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.dialect = dialect
+        self.memory = GuestMemory(*memory)
+        self.size = size
+        self.sent: list[tuple[str, int, int]] = []
+        self.offered = 0
+        self.protocol_features = ProtocolFeature(0)
+        self.channel: socket.socket | None = None
+        self.bases = [0] * queues
+        self._accept = accept
+        self._config = ProtocolFeature.CONFIG if config else ProtocolFeature(0)
+        self._status = 0
+        self._memory_sent = False
+        self.queues: list[DriverQueue] = []
+        self.renew_queues()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Go away as a QEMU that is killed does: without a word."""
+        self.sock.close()
+        if self.channel:
+            self.channel.close()
+        for queue in self.queues:
+            queue.close()
+        self.memory.close()
+
+    @property
+    def features(self) -> int:
+        return self.offered & self._accept
+
+    def renew_queues(self) -> None:
+        """Forget the rings and make new ones elsewhere in memory, as a guest that boots again does."""
+        for queue in self.queues:
+            queue.close()
+        self.bases = [0] * len(self.bases)
+        features = self.features if self.offered else ~0
+        self.queues = [
+            DriverQueue(
+                self.memory,
+                self.size,
+                event_idx=bool(features & VirtioFeature.EVENT_IDX),
+                indirect=bool(features & VirtioFeature.INDIRECT_DESC),
+            )
+            for _ in self.bases
+        ]
+
+    # ---- messages
+
+    async def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Raw bytes with descriptors: for hostile front-ends."""
+        async with asyncio.timeout(TIMEOUT):
+            loop = asyncio.get_running_loop()
+            if fds:
+                sent = socket.send_fds(self.sock, [data], list(fds))
+                data = data[sent:]
+            await loop.sock_sendall(self.sock, data)
+
+    async def receive(self, size: int) -> bytes:
+        """Exactly ``size`` bytes. BackendGone when the connection ends before."""
+        data, loop = b"", asyncio.get_running_loop()
+        async with asyncio.timeout(TIMEOUT):
+            while len(data) < size:
+                try:
+                    piece = await loop.sock_recv(self.sock, size - len(data))
+                except ConnectionError:
+                    piece = b""
+                if not piece:
+                    raise BackendGone("the back-end closed the connection")
+                data += piece
+        return data
+
+    async def ended(self) -> None:
+        """Wait until the back-end has closed the connection."""
+        with contextlib.suppress(BackendGone):
+            while True:
+                await self.receive(1)
+
+    async def request(
+        self,
+        request: Request,
+        payload: Construct | None = None,
+        value: Any = None,
+        *,
+        fds: Sequence[int] = (),
+        reply: Construct | None = None,
+        ack: bool = False,
+    ) -> Any:
+        """Send one message. reply: wait for it and return its payload. ack: ask for one if REPLY_ACK was acked; Refused."""
+        ack = ack and bool(self.protocol_features & ProtocolFeature.REPLY_ACK)
+        flags = wire.NEED_REPLY_FLAGS if ack else wire.REQUEST_FLAGS
+        message = wire.pack(request, flags, payload, value)
+        self.sent.append((request.name, int(flags), len(message) - wire.HEADER_SIZE))
+        await self.send(message, fds)
+        if reply is not None:
+            return await self.reply_to(request, reply)
+        if ack and await self.reply_to(request, wire.U64):
+            raise Refused(request.name)
+        return None
+
+    async def reply_to(self, request: Request, payload: Construct) -> Any:
+        """Read one reply as strictly as QEMU does: request and flags must be right to the bit."""
+        header = wire.HEADER.parse(await self.receive(wire.HEADER_SIZE))
+        if (header.request, header.flags) != (request, wire.REPLY_FLAGS):
+            raise AssertionError(f"reply to {request.name} has request {header.request}, flags {header.flags:#x}")
+        body = await self.receive(header.size)
+        if not body:
+            raise Refused(request.name)
+        value = payload.parse(body)
+        if len(payload.build(value)) != len(body):
+            raise AssertionError(f"reply to {request.name} has {len(body)} bytes")
+        return value
+
+    # ---- what QEMU does
+
+    async def handshake(self) -> None:
+        """Realize: negotiate the protocol, give every ring a call and an error fd."""
+        self.offered = await self.request(Request.GET_FEATURES, reply=wire.U64)
+        if self.offered & VirtioFeature.PROTOCOL_FEATURES:
+            offered = await self.request(Request.GET_PROTOCOL_FEATURES, reply=wire.U64)
+            acked = ProtocolFeature(offered & (self.dialect.protocol_mask | self._config))
+            await self.request(Request.SET_PROTOCOL_FEATURES, wire.U64, acked)
+            self.protocol_features = acked
+        if self.protocol_features & ProtocolFeature.MQ:
+            await self.request(Request.GET_QUEUE_NUM, reply=wire.U64)
+        if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            await self.request(Request.GET_MAX_MEM_SLOTS, reply=wire.U64)
+        if self.protocol_features & ProtocolFeature.BACKEND_REQ:
+            self.channel, theirs = socket.socketpair()
+            self.channel.setblocking(False)
+            with theirs:
+                await self.request(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()], ack=True)
+        await self.request(Request.SET_OWNER)
+        await self.request(Request.GET_FEATURES, reply=wire.U64)
+        self.renew_queues()
+        for index, queue in enumerate(self.queues):
+            await self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
+            await self.set_fd(Request.SET_VRING_ERR, index, queue.err_fd)
+
+    async def start(self) -> None:
+        """The driver is ready, or the machine goes on: features, memory if it was not sent yet, all rings."""
+        if self.dialect.calls_when_stopped:
+            await self._set_calls()
+        await self.request(Request.SET_FEATURES, wire.U64, self.features)
+        if self.protocol_features & ProtocolFeature.STATUS:
+            self._status = await self.request(Request.GET_STATUS, reply=wire.U64)
+            if not self._status & STATUS_FEATURES_OK:
+                await self.request(Request.SET_STATUS, wire.U64, self._status | STATUS_FEATURES_OK)
+        await self.send_memory()
+        for index, queue in enumerate(self.queues):
+            await self.set_ring(index)
+            await self.set_fd(Request.SET_VRING_KICK, index, queue.kick_fd)
+            if not self.dialect.calls_when_stopped:
+                await self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
+        if self.features & VirtioFeature.PROTOCOL_FEATURES:
+            for index in range(len(self.queues)):
+                await self.enable(index, True)
+        await self._set_calls()
+
+    async def stop(self) -> None:
+        """Disable and stop all rings; ``bases`` holds what the back-end reported."""
+        if self.features & VirtioFeature.PROTOCOL_FEATURES:
+            for index in range(len(self.queues)):
+                await self.enable(index, False)
+        for index in range(len(self.queues)):
+            state = {"index": index, "num": 0}
+            answer = await self.request(Request.GET_VRING_BASE, wire.VRING_STATE, state, reply=wire.VRING_STATE)
+            self.bases[index] = answer.num
+        if self.dialect.calls_when_stopped:
+            await self._set_calls()
+
+    pause, resume = stop, start
+
+    async def reboot(self) -> None:
+        """A guest reset, as the generic device shows it: the rings stop and come back new, with no message about it."""
+        await self.stop()
+        self.renew_queues()
+        await self.start()
+
+    async def reset_device(self) -> None:
+        """RESET_DEVICE, which QEMU sends without asking for an ack; the driver starts from new rings."""
+        await self.request(Request.RESET_DEVICE)
+        self.renew_queues()
+        await self.start()
+
+    async def send_memory(self) -> None:
+        """All of guest memory, once: with memory slots a message each, else one table."""
+        if self._memory_sent:
+            return
+        self._memory_sent = True
+        regions = self.memory.regions
+        if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            for region in regions:
+                await self.add_region(region)
+        else:
+            table = {"n": len(regions), "regions": [_wire_region(region) for region in regions]}
+            await self.request(Request.SET_MEM_TABLE, wire.MEM_TABLE, table, fds=[r.fd for r in regions], ack=True)
+
+    async def add_region(self, region: Region) -> None:
+        value = {"region": _wire_region(region)}
+        await self.request(Request.ADD_MEM_REG, wire.MEM_REGION, value, fds=[region.fd], ack=True)
+
+    async def remove_region(self, region: Region) -> None:
+        await self.request(Request.REM_MEM_REG, wire.MEM_REGION, {"region": _wire_region(region)}, ack=True)
+
+    async def set_ring(self, index: int) -> None:
+        """SET_VRING_NUM, BASE and ADDR of a ring."""
+        desc, avail, used = self.queues[index].addresses
+        await self.request(Request.SET_VRING_NUM, wire.VRING_STATE, {"index": index, "num": self.queues[index].num})
+        await self.request(Request.SET_VRING_BASE, wire.VRING_STATE, {"index": index, "num": self.bases[index]})
+        address = {"index": index, "flags": 0, "desc": desc, "used": used, "avail": avail, "log": 0}
+        await self.request(Request.SET_VRING_ADDR, wire.ADDRESS, address)
+
+    async def set_fd(self, request: Request, index: int, fd: int) -> None:
+        """SET_VRING_KICK, CALL or ERR; fd -1: without one."""
+        value = {"index": index, "nofd": fd < 0}
+        await self.request(request, wire.VRING_FD, value, fds=[fd] if fd >= 0 else [], ack=self.dialect.ack_vring_fds)
+
+    async def enable(self, index: int, on: bool) -> None:
+        value = {"index": index, "num": int(on)}
+        await self.request(Request.SET_VRING_ENABLE, wire.VRING_STATE, value, ack=self.dialect.ack_enable)
+
+    async def read_config(self, offset: int, size: int) -> bytes:
+        """GET_CONFIG. Refused when the back-end could not."""
+        value = {"offset": offset, "size": size, "flags": 0, "data": bytes(size)}
+        answer = await self.request(Request.GET_CONFIG, wire.CONFIG, value, reply=wire.CONFIG)
+        return bytes(answer.data)
+
+    async def write_config(self, offset: int, data: bytes, flags: int = 0) -> None:
+        value = {"offset": offset, "size": len(data), "flags": flags, "data": data}
+        await self.request(Request.SET_CONFIG, wire.CONFIG, value, ack=True)
+
+    async def backend_request(self) -> wire.BackendRequest:
+        """The next message on the back-end channel."""
+        assert self.channel
+        async with asyncio.timeout(TIMEOUT):
+            data = await asyncio.get_running_loop().sock_recv(self.channel, wire.HEADER_SIZE)
+        header = wire.HEADER.parse(data)
+        assert (header.flags, header.size) == (wire.REQUEST_FLAGS, 0)
+        return wire.BackendRequest(header.request)
+
+    async def settled(self) -> None:
+        """Return when the back-end has carried out every message before this one."""
+        await self.request(Request.GET_FEATURES, reply=wire.U64)
+
+    async def _set_calls(self) -> None:
+        for index, queue in enumerate(self.queues):
+            await self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
+
+
+def _wire_region(region: Region) -> dict[str, int]:
+    return {"gpa": region.gpa, "size": region.size, "uva": region.uva, "offset": region.offset}
+
+
+@contextlib.asynccontextmanager
+async def attach(device: Device, *, started: bool = True, **options: Any) -> AsyncIterator[Frontend]:
+    """Serve ``device`` to a new Frontend (whose options these are) over a socket pair; ``started``: it has done its start.
+
+    On exit the front-end goes first, and the server has given everything back when this returns.
+    """
+    ours, theirs = socket.socketpair()
+    options.setdefault("queues", device.num_queues)
+    async with Server(device, sock=ours) as server, Frontend(theirs, config=device.has_config, **options) as frontend:
+        await frontend.handshake()
+        if started:
+            await frontend.start()
+        yield frontend
+        frontend.close()
+        await server.serve_forever()
