@@ -1,4 +1,5 @@
-"""The default data plane: runs a device's handlers on the asyncio loop, one DataPlane per started queue.
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device's queues, and the default data plane: runs the handlers on the asyncio loop, one DataPlane per started queue.
 
 A wake-up is a readable kick fd, a finished handler, or our own call_soon. Each takes at most BUDGET chains and then yields to
 the loop, however many the driver has made available: a driver that fills its ring faster than we empty it gets its share and
@@ -18,22 +19,60 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from .errors import DriverError, FrontendError, RequestError
+from .memory import MemoryMap
+from .ring import Chain, Vring
 
-if TYPE_CHECKING:
-    from .device import Device, Queue
-    from .ring import Chain
-
-__all__ = ["BUDGET", "DataPlane"]
+__all__ = ["BUDGET", "DataPlane", "Handlers", "Queue"]
 
 BUDGET = 64  # chains per wake-up: some 100 us of Python at most before other queues and connections get their turn
 log = logging.getLogger("vhostsock.device")
 
 
+class Queue:
+    """One virtqueue of a connected device.
+
+    index       its number in the device's virtio specification
+    vring       the ring; running from queue_started to queue_stopped
+    kick_fd     readable when the driver made chains available; -1 while stopped
+    memory      the guest memory of now, for those that look deeper than chains
+    """
+
+    def __init__(self, index: int, on_error: Callable[[Exception], None]) -> None:
+        self.index = index
+        self.vring = Vring(index)
+        self.kick_fd = -1
+        self.memory: MemoryMap | None = None
+        self.plane: DataPlane | None = None  # the default data plane, while it runs
+        self._on_error = on_error
+
+    def flush(self) -> None:
+        """Show completed chains to the driver. Automatic, but for chains that are completed after their handler returned."""
+        self.vring.flush()
+
+    def fail(self, error: Exception) -> None:
+        """End the front-end's session: its memory is gone, or it broke its promises. The server goes on listening."""
+        self._on_error(error)
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.index}>"
+
+
+class Handlers(Protocol):
+    """What the data plane needs of a device (device.Device says what each means)."""
+
+    concurrency: int
+
+    async def handle(self, queue: Queue, chain: Chain) -> None: ...
+    def handle_batch(self, queue: Queue, chains: list[Chain]) -> None: ...
+    def refused(self, queue: Queue, chain: Chain, error: RequestError) -> None: ...
+
+
 class DataPlane:
-    def __init__(self, device: Device, queue: Queue, *, batched: bool) -> None:
+    def __init__(self, device: Handlers, queue: Queue, *, batched: bool) -> None:
         """Start: the ring is scanned in the loop's next round, and at every kick. batched: call handle_batch, not handle."""
         self._device = device
         self._queue = queue

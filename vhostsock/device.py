@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a device author subclasses: virtio id, queues, config space, features, and what to do with a request.
 
 A device knows nothing of sockets and of the vhost-user protocol. The server calls it, always on the event loop's thread:
@@ -16,45 +17,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from .dataplane import DataPlane
+from .dataplane import DataPlane, Queue
 from .errors import RequestError, UsageError
-from .ring import Chain, Vring
-
-if TYPE_CHECKING:
-    from .memory import MemoryMap
+from .ring import Chain
 
 __all__ = ["Device", "Queue"]
-
-
-class Queue:
-    """One virtqueue of a connected device.
-
-    index       its number in the device's virtio specification
-    vring       the ring; running from queue_started to queue_stopped
-    kick_fd     readable when the driver made chains available; -1 while stopped
-    memory      the guest memory of now, for those that look deeper than chains
-    """
-
-    def __init__(self, index: int, on_error: Callable[[Exception], None]) -> None:
-        self.index = index
-        self.vring = Vring(index)
-        self.kick_fd = -1
-        self.memory: MemoryMap | None = None
-        self.plane: DataPlane | None = None  # the default data plane, while it runs
-        self._on_error = on_error
-
-    def flush(self) -> None:
-        """Show completed chains to the driver. Automatic, but for chains that are completed after their handler returned."""
-        self.vring.flush()
-
-    def fail(self, error: Exception) -> None:
-        """End the front-end's session: its memory is gone, or it broke its promises. The server goes on listening."""
-        self._on_error(error)
-
-    def __repr__(self) -> str:
-        return f"<Queue {self.index}>"
 
 
 class Device:
