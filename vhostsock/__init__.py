@@ -1,1 +1,24 @@
-"""vhostsock: vhost-user device back-ends in Python, and a socket-offload device for QEMU guests."""
+# SPDX-License-Identifier: BSD-3-Clause
+"""vhostsock: vhost-user device back-ends in Python, and a socket-offload device for QEMU guests.
+
+Subclass :class:`Device`, give it to a :class:`Server`; docs/writing-a-device.md goes from there to a guest.
+"""
+
+from .device import Device, Queue
+from .errors import DriverError, FrontendError, PolicyError, RequestError, UsageError, VhostsockError
+from .ring import Chain, Vring
+from .server import Server
+
+__all__ = [
+    "Chain",
+    "Device",
+    "DriverError",
+    "FrontendError",
+    "PolicyError",
+    "Queue",
+    "RequestError",
+    "Server",
+    "UsageError",
+    "VhostsockError",
+    "Vring",
+]

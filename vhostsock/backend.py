@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One front-end's connection: carries out what the protocol session asks for, on the rings, the memory map and the device.
 
 A ring has three facts that come and go independently (the vhost-user document, "Ring states"):
@@ -333,12 +334,10 @@ class Backend:
         finally:
             for ring in self._rings:
                 self._drop_kick(ring)
-                ring.queue.vring.stop()
-                ring.queue.vring.set_call(None)
-                ring.queue.vring.set_err(None)
+                ring.queue.vring.close()
             self._close_channel()
             self._session.close()
-            self._use_memory(MemoryMap.empty())
+            self._memory.close()
         await self._device.disconnected()
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Where front-ends connect: a Unix socket path, a listening descriptor from a service manager, or one connected socket.
 
 One front-end at a time is served; another one that connects meanwhile waits in the socket's backlog and is served next. A
