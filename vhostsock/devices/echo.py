@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A device for trying things out: what the driver writes into a request comes back in the same request.
 
 Not a virtio standard. It takes id 39, for which QEMU has a name and Linux has no driver, so it can be attached as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """An entropy source (virtio 1.3, 5.4): the smallest device there is. One queue, each request is room to be filled."""
 
 from __future__ import annotations
