@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A front-end in this process: plays QEMU towards a back-end, over one end of a socket pair.
 
     async with attach(Echo()) as frontend:                     # server, handshake, guest memory, rings: all started
