@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The ``vhostsock`` command. Two tables: COMMANDS, and the devices of ``vhostsock serve``.
+
+A device is a row of DEVICES: its arguments, and how to make it of them. Whatever a row imports at length it imports when it
+is used, so that ``vhostsock qemu-args`` needs no compiled extension.
+
+Exit status: 0 after a clean stop (SIGTERM, SIGINT, or the end of a connection that was passed in), 1 when something failed,
+with a line on stderr that says what and what to do, 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import qemu
+from .errors import UsageError, VhostsockError
+
+if TYPE_CHECKING:
+    from .device import Device
+
+__all__ = ["COMMANDS", "DEVICES", "main"]
+
+FIRST_PASSED_FD = 3  # where a service manager puts the sockets it listened on (sd_listen_fds(3))
+
+
+class Served(NamedTuple):
+    """A device that ``serve`` can serve."""
+
+    help: str
+    make: Callable[[argparse.Namespace], Device]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+class Command(NamedTuple):
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]  # ValueError: the arguments do not go together
+
+
+def _make_rng(_options: argparse.Namespace) -> Device:
+    from .devices.rng import Rng
+
+    return Rng()
+
+
+def _make_echo(_options: argparse.Namespace) -> Device:
+    from .devices.echo import Echo
+
+    return Echo()
+
+
+DEVICES = {
+    "rng": Served("an entropy source, for the stock virtio-rng driver", _make_rng),
+    "echo": Served("answers each request with its own bytes, for trying things out", _make_echo),
+}
+
+
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    devices = parser.add_subparsers(dest="device", required=True, metavar="DEVICE")
+    for name, row in DEVICES.items():
+        device = devices.add_parser(name, help=row.help, description=f"Serve {row.help}.")
+        where = device.add_mutually_exclusive_group()
+        where.add_argument("--socket-path", metavar="PATH", help="create a Unix socket there and listen on it")
+        where.add_argument(
+            "--fd",
+            type=int,
+            metavar="N",
+            help="use descriptor N: a listening or a connected Unix socket. Without --socket-path and --fd: the socket that a"
+            " service manager passes (LISTEN_FDS)",
+        )
+        levels = ("debug", "info", "warning", "error")
+        device.add_argument("--log-level", choices=levels, default="info", help="what to tell on stderr, default info")
+        row.add_arguments(device)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import uvloop
+
+    logging.basicConfig(level=options.log_level.upper(), format="vhostsock: %(levelname)s: %(message)s", stream=sys.stderr)
+    fd = _passed_fd() if options.socket_path is None and options.fd is None else options.fd
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve_device(DEVICES[options.device].make(options), options.socket_path, fd))
+
+
+async def _serve_device(device: Device, path: str | None, fd: int | None) -> None:
+    from .server import Server
+
+    loop = asyncio.get_running_loop()
+    async with Server(device, path=path, fd=fd) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        print(f"listening on {server.address}", flush=True)
+        await server.serve_forever()
+
+
+def _passed_fd() -> int:
+    """The one socket of LISTEN_FDS. The variables are removed: they are not for our children."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count:
+        raise UsageError("say where to listen: --socket-path PATH or --fd N (no service manager has passed a socket)")
+    if count != "1":
+        raise UsageError(f"the service manager passed {count} sockets; configure exactly one")
+    return FIRST_PASSED_FD
+
+
+COMMANDS = {
+    "serve": Command("serve a device to QEMU", _serve_arguments, _serve),
+    "qemu-args": Command(
+        "print the QEMU arguments that attach a served device", qemu.add_arguments, lambda options: print(qemu.run(options))
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vhostsock", description="vhost-user device back-ends for QEMU guests.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, row in COMMANDS.items():
+        command = commands.add_parser(name, help=row.help, description=f"{row.help[0].upper()}{row.help[1:]}.")
+        row.add_arguments(command)
+        command.set_defaults(complain=command.error)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        COMMANDS[options.command].run(options)
+    except ValueError as error:
+        options.complain(str(error))
+    except VhostsockError as error:
+        return _failed(str(error))
+    except OSError as error:
+        return _failed(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
+    except KeyboardInterrupt:  # before the signal handlers are there
+        return _failed("interrupted")
+    return 0
+
+
+def _failed(text: str) -> int:
+    print(f"vhostsock: {text}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
