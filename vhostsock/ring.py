@@ -151,7 +151,7 @@ class Vring:
             self._refuse(err)
 
     def stop(self) -> int:
-        """Idle from now on. Returns the base for GET_VRING_BASE; again the same when it was idle already.
+        """Flush, and be idle from now on. Returns the base for GET_VRING_BASE; again the same when it was idle already.
 
         Chains in flight come again after the next start if the others were completed in order; complete them before otherwise.
         """

@@ -149,6 +149,8 @@ int vs_vq_start(struct vs_vq *vq, struct vs_err *err)
 
 uint32_t vs_vq_stop(struct vs_vq *vq)
 {
+	/* what was completed and not yet shown would be lost: neither used nor to be found again at the base */
+	vs_vq_flush(vq);
 	if (vq->running)
 		vq->base = vq->ops->base(vq);
 	vq->running = vq->live = vq->broken = false;

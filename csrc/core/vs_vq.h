@@ -73,7 +73,7 @@ int vs_vq_set_err(struct vs_vq *vq, int fd);
 int vs_vq_set_mem(struct vs_vq *vq, struct vs_mem *mem);
 
 int vs_vq_start(struct vs_vq *vq, struct vs_err *err);	/* 0, or -errno */
-uint32_t vs_vq_stop(struct vs_vq *vq);			/* the base for GET_VRING_BASE; idempotent */
+uint32_t vs_vq_stop(struct vs_vq *vq);			/* flushes; the base for GET_VRING_BASE; idempotent */
 bool vs_vq_running(const struct vs_vq *vq);
 bool vs_vq_broken(const struct vs_vq *vq);
 const struct vs_err *vs_vq_error(const struct vs_vq *vq);

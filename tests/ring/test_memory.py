@@ -37,7 +37,10 @@ def test_a_region_shows_the_bytes_of_the_file(memfd: int) -> None:
     assert lib.vs_mem_uva(memory.ptr, 0x7000_2000, 5) == lib.vs_mem_gpa(memory.ptr, 0x12000, 5)
 
 
-@pytest.mark.parametrize(("offset", "size"), [(0, 0x3B10), (1, 1), (0x123, 0x456), (0xFFF, 2), (0x1001, 0xFFF), (0x1FFF, 0x2002)])
+UNALIGNED = [(0, 0x3B10), (1, 1), (0x123, 0x456), (0xFFF, 2), (0x1001, 0xFFF), (0x1FFF, 0x2002)]
+
+
+@pytest.mark.parametrize(("offset", "size"), UNALIGNED)
 def test_offset_and_size_need_not_be_page_aligned(memfd: int, offset: int, size: int) -> None:
     os.pwrite(memfd, bytes(i % 251 for i in range(0x8000)), 0)
     memory = MemoryMap.empty().with_region(memfd, gpa=0x10000, size=size, uva=0, offset=offset)

@@ -1,0 +1,322 @@
+"""A well-behaved driver on a split ring: requests of every shape, in every order, across every edge."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ring.conftest import MakePair, Pair
+from vhostsock._core import lib
+from vhostsock.errors import FrontendError, UsageError
+from vhostsock.ring import BATCH_MAX, Vring
+from vhostsock.testing.driver import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, DriverQueue, GuestMemory
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+@pytest.mark.parametrize(
+    ("readable", "writable"),
+    [
+        ([b"ping"], [64]),
+        ([b"only to the device"], []),
+        ([], [3, 4, 5]),
+        ([b"a", b"bc", b"def"], [1, 1, 4]),
+        ([b"x" * 5000], [10000]),
+    ],
+)
+def test_a_request_goes_there_and_back(pair: Pair, readable: list[bytes], writable: list[int], indirect: bool) -> None:
+    request = pair.queue.submit(readable, writable, indirect=indirect)
+    chain = pair.vring.pop()
+    assert chain is not None
+    sent = b"".join(readable)
+    assert (chain.readable, chain.writable) == (len(sent), sum(writable))
+    assert chain.read() == sent
+    assert chain.read() == b""
+    answer = bytes(range(1, 1 + min(sum(writable), 250)))
+    assert chain.write(answer) == len(answer)
+    chain.complete()
+    assert pair.queue.collect() == []  # not before the flush
+    pair.vring.flush()
+    assert pair.queue.wait() == [request]
+    assert request.data == answer
+    assert pair.vring.pop() is None
+    assert pair.queue.free == pair.queue.num
+
+
+def test_reads_and_writes_advance_over_descriptor_edges(pair: Pair) -> None:
+    pair.queue.submit([b"abc", b"defg", b"h"], [2, 3, 1])
+    chain = pair.vring.pop()
+    assert chain is not None
+    assert [chain.read(n) for n in (2, 0, 3, 2, 100)] == [b"ab", b"", b"cde", b"fg", b"h"]
+    assert [chain.write(data) for data in (b"1", b"", b"234", bytearray(b"56789"), b"x")] == [1, 0, 3, 2, 0]
+    assert chain.written == 6
+    chain.complete()
+    pair.vring.flush()
+    assert pair.queue.wait()[0].data == b"123456"
+
+
+def test_plain_descriptors_may_be_followed_by_an_indirect_table(pair: Pair) -> None:
+    # virtio 1.3, 2.7.5.3.2; the device ignores WRITE on the descriptor that refers to the table
+    memory, queue = pair.memory, pair.queue
+    first, second, room, table = (memory.alloc(16) for _ in range(4))
+    memory.write(first, b"plain+")
+    memory.write(second, b"table")
+    memory.write(table, second.to_bytes(8, "little") + (5).to_bytes(4, "little") + DESC_NEXT.to_bytes(2, "little") + b"\1\0")
+    table2 = room.to_bytes(8, "little") + (9).to_bytes(4, "little") + DESC_WRITE.to_bytes(2, "little") + b"\0\0"
+    both = memory.alloc(32)
+    memory.write(both, memory.read(table, 16) + table2)
+    queue.write_desc(4, first, 6, DESC_NEXT, 9)
+    queue.write_desc(9, both, 32, DESC_INDIRECT | DESC_WRITE)
+    queue.offer(4)
+    queue.publish()
+    chain = pair.vring.pop()
+    assert chain is not None
+    assert (chain.read(), chain.writable, chain.ptr.descs) == (b"plain+table", 9, 2)
+
+
+def test_zero_length_descriptors_are_harmless(pair: Pair) -> None:
+    pair.queue.write_desc(0, 0xDEAD_0000_0000, 0, DESC_NEXT, 1)
+    pair.queue.write_desc(1, 0xDEAD_0000_0000, 0, DESC_WRITE)
+    pair.queue.offer(0)
+    pair.queue.publish()
+    chain = pair.vring.pop()
+    assert chain is not None
+    assert (chain.readable, chain.writable, chain.read(), chain.write(b"x")) == (0, 0, b"", 0)
+    chain.complete()
+
+
+def test_a_buffer_may_cross_adjacent_regions(make_pair: MakePair) -> None:
+    pair = make_pair(sizes=(1 << 16, 1 << 16, 1 << 16))
+    edge = pair.memory.regions[1].gpa
+    pair.memory.write(edge - 3, b"\xffabcdef")
+    pair.queue.write_desc(0, edge - 2, 5, DESC_NEXT, 1)
+    pair.queue.write_desc(1, edge - 1, (1 << 16) + 2, DESC_WRITE)  # over all of the middle region, a byte at each side
+    pair.queue.offer(0)
+    pair.queue.publish()
+    chain = pair.vring.pop()
+    assert chain is not None
+    assert chain.read() == b"abcde"
+    assert (chain.ptr.n_out, chain.ptr.n_in) == (2, 3)
+    data = bytes(i % 253 for i in range((1 << 16) + 2))
+    assert chain.write(data) == len(data)
+    assert pair.memory.read(edge - 1, len(data)) == data
+
+
+@pytest.mark.parametrize("num", [2, 4, 256, 32768])
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_a_full_ring_of_every_size_echoes(make_pair: MakePair, num: int, event_idx: bool) -> None:
+    pair = make_pair(num, sizes=(8 << 20,), event_idx=event_idx)
+    requests = [pair.queue.add([i.to_bytes(4, "little")], [4]) for i in range(num)]
+    pair.queue.publish()
+    assert pair.queue.kick()
+    assert pair.echo_all() == num
+    assert pair.queue.wait(num) == requests
+    assert [int.from_bytes(r.data, "little") for r in requests] == list(range(num))
+
+
+def test_a_ring_of_one_descriptor_works(make_pair: MakePair) -> None:
+    pair = make_pair(1)
+    for i in range(5):
+        pair.queue.submit([b"%d" % i])
+        chain = pair.vring.pop()
+        assert chain is not None
+        assert chain.read() == b"%d" % i
+        chain.complete()
+        pair.vring.flush()
+        assert pair.queue.wait()[0].written == 0
+
+
+@pytest.mark.parametrize("base", [65535, 65530, 32768])
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_indices_wrap_at_2_16(make_pair: MakePair, base: int, event_idx: bool) -> None:
+    pair = make_pair(4, base=base, event_idx=event_idx)
+    for i in range(50):
+        requests = [pair.queue.submit([b"%d" % i], [8]) for _ in range(1 + i % 4)]
+        assert pair.queue.take_kick()
+        while pair.vring.enable_kick():
+            pair.echo_all()
+        assert pair.queue.wait(len(requests)) == requests
+        assert {r.data for r in requests} == {b"%d" % i}
+    assert pair.vring.stop() == (base + sum(1 + i % 4 for i in range(50))) % 65536
+
+
+def test_chains_complete_in_any_order(pair: Pair) -> None:
+    requests = [pair.queue.submit([b"%d" % i], [1]) for i in range(6)]
+    chains = pair.vring.pop_batch(10)
+    order = [3, 0, 5, 4, 1, 2]
+    for i in order:
+        chains[i].write(chains[i].read())
+        chains[i].complete()
+    pair.vring.flush()
+    assert pair.queue.wait(6) == [requests[i] for i in order]
+    assert [r.data for r in requests] == [b"%d" % i for i in range(6)]
+
+
+def test_pop_batch_takes_at_most_the_limit(make_pair: MakePair) -> None:
+    pair = make_pair(1024)
+    for i in range(600):
+        pair.queue.add([i.to_bytes(2, "little")])
+    pair.queue.publish()
+    sizes = []
+    seen = []
+    for limit in (0, 1, 7, 10_000, 10_000, 10_000, 1):
+        batch = pair.vring.pop_batch(limit)
+        sizes.append(len(batch))
+        for chain in batch:
+            seen.append(int.from_bytes(chain.read(), "little"))
+            chain.complete()
+    assert sizes == [0, 1, 7, BATCH_MAX, BATCH_MAX, 600 - 8 - 2 * BATCH_MAX, 0]
+    assert seen == list(range(600))
+
+
+def test_the_longest_chain_has_1024_descriptors(make_pair: MakePair) -> None:
+    pair = make_pair(2048, sizes=(4 << 20,))
+    for indirect in (False, True):
+        request = pair.queue.submit([b"a"] * 24, [1] * 1000, indirect=indirect)
+        chain = pair.vring.pop()
+        assert chain is not None
+        assert (chain.readable, chain.writable) == (24, 1000)
+        chain.write(b"z" * 1000)
+        chain.complete()
+        pair.vring.flush()
+        assert pair.queue.wait() == [request]
+        assert request.data == b"z" * 1000
+
+
+def test_unpop_puts_the_last_chain_back(pair: Pair) -> None:
+    for data in (b"1", b"2", b"3"):
+        pair.queue.submit([data])
+    one, two, three = pair.vring.pop_batch(3)
+    for chain in (three, two):
+        lib.vs_vq_unpop(pair.vring.ptr, chain.ptr)
+    assert [c.read() for c in pair.vring.pop_batch(3)] == [b"2", b"3"]
+    assert one.read() == b"1"
+    lib.vs_vq_unpop(pair.vring.ptr, one.ptr)  # a device bug, and loud
+    assert pair.vring.broken
+    assert "given back out of order" in pair.vring.error
+
+
+def test_a_chain_of_another_vring_is_the_callers_mistake(make_pair: MakePair) -> None:
+    one, other = make_pair(index=0), make_pair(index=5)
+    one.queue.submit([b"x"], [4])
+    chain = one.vring.pop()
+    assert chain is not None
+    with pytest.raises(UsageError, match="not of vring 5"):
+        other.vring.push(chain, 0)
+    for written in (-1, 5):
+        with pytest.raises(UsageError, match="cannot complete"):
+            one.vring.push(chain, written)
+    one.vring.push(chain, 4)
+    with pytest.raises(UsageError, match="completed"):
+        one.vring.push(chain, 4)
+    chain.complete()  # only the first counts
+    with pytest.raises(UsageError, match="the driver's again"):
+        chain.read()
+
+
+# Starting
+
+
+def start_with(queue: DriverQueue, **change: int) -> None:
+    """Start a vring whose configuration is right but for ``change``."""
+    desc, avail, used = queue.addresses
+    config = {"num": queue.num, "desc": desc, "avail": avail, "used": used, "base": 0, "features": queue.features} | change
+    vring = Vring(2)
+    try:
+        vring.set_memory(queue.memory.map())
+        if config["num"]:
+            vring.set_num(config["num"])
+        vring.set_addr(config["desc"], config["avail"], config["used"])
+        vring.set_base(config["base"])
+        vring.set_features(config["features"])
+        vring.start()
+        assert vring.running
+    finally:
+        vring.close()
+        assert not vring.running
+
+
+def test_a_right_configuration_starts(pair: Pair) -> None:
+    start_with(pair.queue)
+
+
+@pytest.mark.parametrize("num", [3, 0x10000, 65535, 32769, 1 << 31, (1 << 32) - 1])
+def test_an_impossible_queue_size_is_refused(num: int) -> None:
+    vring = Vring(2)
+    with pytest.raises(FrontendError, match=rf"vring 2: queue size {num} is not a power of 2 from 1 to 32768"):
+        vring.set_num(num)
+    with pytest.raises(FrontendError, match="queue size 0 is not"):
+        vring.set_num(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num": 0}, "the queue size was never set"),
+        ({"base": 0x10000}, "ring base 0x10000 does not fit"),
+        ({"features": 1 << 34}, "packed rings are not supported"),
+        ({"desc": 0}, "descriptor table at uva 0x0, size 0x100, is not wholly inside"),
+        ({"avail": 0x1000}, "available ring at uva 0x1000, size 0x26, is not wholly inside"),
+        ({"used": (1 << 64) - 4}, "used ring at uva 0xfffffffffffffffc, size 0x86, is not wholly inside"),
+    ],
+)
+def test_an_impossible_configuration_does_not_start(pair: Pair, change: dict[str, int], reason: str) -> None:
+    with pytest.raises(FrontendError, match=f"vring 2: {reason}"):
+        start_with(pair.queue, **change)
+
+
+@pytest.mark.parametrize(("part", "align", "off"), [("desc", 16, 8), ("desc", 16, 1), ("avail", 2, 1), ("used", 4, 2)])
+def test_a_misaligned_part_does_not_start(pair: Pair, part: str, align: int, off: int) -> None:
+    at = dict(zip(("desc", "avail", "used"), pair.queue.addresses, strict=True))
+    with pytest.raises(FrontendError, match=rf"is not aligned to {align} bytes"):
+        start_with(pair.queue, **{part: at[part] + off})
+
+
+@pytest.mark.parametrize(("part", "size"), [("desc", 256), ("avail", 38), ("used", 134)])
+def test_a_part_must_be_mapped_to_its_last_byte(pair: Pair, part: str, size: int) -> None:
+    region = pair.memory.regions[0]
+    last = (region.uva + region.size - size) & ~15
+    start_with(pair.queue, **{part: last})
+    with pytest.raises(FrontendError, match="is not wholly inside one memory region"):
+        start_with(pair.queue, **{part: last + 16})
+
+
+def test_a_part_may_not_span_regions() -> None:
+    with (
+        GuestMemory(4096, 4096) as memory,
+        DriverQueue(memory, 16) as queue,
+        pytest.raises(FrontendError, match=r"descriptor table at .* is not wholly inside one memory region"),
+    ):
+        start_with(queue, desc=memory.regions[0].uva + 4096 - 16)
+
+
+def test_a_ring_in_a_region_with_an_odd_file_offset_is_refused(pair: Pair) -> None:
+    region = pair.memory.regions[0]
+    odd = pair.memory.map().without_region(gpa=region.gpa, size=region.size, uva=region.uva)
+    odd = odd.with_region(region.fd, gpa=region.gpa, size=0x8000, uva=region.uva, offset=3)
+    pair.vring.stop()
+    with pytest.raises(FrontendError, match="file offset is not aligned to 16 bytes"):
+        pair.queue.attach(pair.vring, odd)
+
+
+def test_a_running_vring_is_not_reconfigured(pair: Pair) -> None:
+    with pytest.raises(FrontendError, match="queue size cannot change while the ring runs"):
+        pair.vring.set_num(8)
+    with pytest.raises(FrontendError, match="runs already"):
+        pair.vring.start()
+    pair.vring.set_addr(0, 0, 0)  # of no effect on this run
+    pair.vring.set_base(9)
+    pair.queue.submit([b"x"], [1])
+    assert pair.echo_all() == 1
+    assert pair.queue.wait()[0].data == b"x"
+    assert pair.vring.stop() == 1
+
+
+def test_an_idle_vring_has_nothing(pair: Pair) -> None:
+    pair.queue.submit([b"x"])
+    pair.vring.stop()
+    assert pair.vring.pop() is None
+    assert pair.vring.pop_batch(4) == []
+    assert not pair.vring.flush()
+    assert not pair.vring.enable_kick()
+    assert not pair.vring.has_available
+    pair.vring.disable_kick()
+    assert pair.vring.error == ""
