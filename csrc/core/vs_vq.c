@@ -107,6 +107,12 @@ int vs_vq_fail(struct vs_vq *vq, int code, const char *fmt, ...)
 	return -1;
 }
 
+void vs_vq_break(struct vs_vq *vq, int code, const char *text)
+{
+	if (vq->live)
+		vs_vq_fail(vq, code, "%s", text);
+}
+
 int vs_vq_set_mem(struct vs_vq *vq, struct vs_mem *mem)
 {
 	struct vs_mem *old = vq->mem;

@@ -77,6 +77,8 @@ uint32_t vs_vq_stop(struct vs_vq *vq);			/* flushes; the base for GET_VRING_BASE
 bool vs_vq_running(const struct vs_vq *vq);
 bool vs_vq_broken(const struct vs_vq *vq);
 const struct vs_err *vs_vq_error(const struct vs_vq *vq);
+/* the device found that the driver broke a rule of its own protocol: a running ring becomes broken, as by a rule of the ring */
+void vs_vq_break(struct vs_vq *vq, int code, const char *text);
 uint32_t vs_vq_num(const struct vs_vq *vq);
 
 /* 1: *c is the next chain; 0: none available; -1: broken (the error fd was signalled when it became so) */
