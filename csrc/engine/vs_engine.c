@@ -1,0 +1,455 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_engine - the engine's thread and its rings.
+ *
+ * The thread sleeps in epoll_wait without the lock. Awake, it takes the lock, turns what epoll said into flags (a ring is ready, a
+ * flow is readable), and gives every pair one turn: a batch of messages from the driver, then what its flows have for the
+ * driver, then one flush of each ring. A turn is bounded, so the lock is free again soon; while work is left the next
+ * epoll_wait has no timeout.
+ *
+ * Everything in epoll is edge-triggered and registered once, so the data path makes no epoll_ctl call and no read of a kick
+ * eventfd: each write to an eventfd is a new edge (fs/eventfd.c wakes on every signal), whatever its count.
+ *
+ * Calls from other threads do their work themselves, under the lock, messages to the driver included, and wake the thread only
+ * if something is left to do: a thread hop costs more than the work.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "vse_priv.h"
+
+enum { EPOLL_BATCH = 256 };
+
+uint64_t vse_now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static int fail(struct vs_err *err, int code, const char *what)
+{
+	if (err) {
+		err->code = code;
+		snprintf(err->text, sizeof(err->text), "%s: %s", what, strerror(code));
+	}
+	return -code;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ the lock */
+
+/*
+ * A mutex does not queue its waiters, and the thread takes it again at once while it is busy: others would starve. So all pass a
+ * gate first. Who waits for the lock holds the gate, and the thread waits behind at the gate.
+ */
+void vse_lock(struct vse_engine *e)
+{
+	pthread_mutex_lock(&e->gate);
+	pthread_mutex_lock(&e->lock);
+	pthread_mutex_unlock(&e->gate);
+}
+
+static void unlock(struct vse_engine *e)
+{
+	pthread_mutex_unlock(&e->lock);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- rings */
+
+static bool usable(const struct vse_ring *r)
+{
+	return r->vq && !r->broken;
+}
+
+void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, ...)
+{
+	char text[VS_ERR_LEN];
+	va_list ap;
+
+	if (r->broken)
+		return;
+	r->broken = true;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	if (r->vq)
+		vs_vq_break(r->vq, EPROTO, text);	/* nothing, if it is the ring's own error that is being told */
+	vse_event(e, VSE_EV_BROKEN, NULL, r->index, r->vq ? (uint32_t)vs_vq_error(r->vq)->code : EPROTO, text, (uint32_t)strlen(text));
+}
+
+/* remember the memory of a chain of this turn; the chain itself gives it up when it is pushed */
+void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem)
+{
+	if (!r->mem && mem)
+		r->mem = vs_mem_get(mem);
+}
+
+static void ring_flush(struct vse_engine *e, struct vse_ring *r)
+{
+	bool poisoned = r->mem && vs_mem_poisoned(r->mem);
+
+	if (r->mem) {
+		vs_mem_put(r->mem);
+		r->mem = NULL;
+	}
+	if (poisoned && usable(r)) {
+		/* bytes were read as zeros that the guest never wrote: no stream that touched them may end cleanly */
+		vse_ring_break(e, r, "the guest memory was truncated under its mapping");
+		vse_flows_forget(e, true);
+	}
+	if (r->dirty && r->vq) {
+		r->dirty = false;
+		if (vs_vq_flush(r->vq) < 0)
+			vse_ring_break(e, r, "%s", vs_vq_error(r->vq)->text);
+	}
+}
+
+static void flush_all(struct vse_engine *e)
+{
+	for (uint32_t i = 0; i < e->config.pairs; i++) {
+		ring_flush(e, &e->pairs[i].tx);
+		ring_flush(e, &e->pairs[i].rx);
+	}
+}
+
+static bool tx_work(const struct vse_pair *p)
+{
+	return p->tx.ready && usable(&p->tx) && p->ctl_tail - p->ctl_head < VSE_CTL_PAUSE && !vse_paused(p->e);
+}
+
+static bool rx_work(const struct vse_pair *p)
+{
+	return usable(&p->rx) && !p->rx.starved && (!vse_ctl_empty(p) || !TAILQ_EMPTY(&p->runq));
+}
+
+static bool has_work(const struct vse_engine *e)
+{
+	for (uint32_t i = 0; i < e->config.pairs; i++)
+		if (tx_work(&e->pairs[i]) || rx_work(&e->pairs[i]))
+			return true;
+	return false;
+}
+
+void vse_settle(struct vse_engine *e)
+{
+	flush_all(e);
+	/* lingering flows need no look: only the thread itself makes them */
+	if (e->sleeping && (has_work(e) || e->retry_at)) {
+		e->sleeping = false;
+		vse_signal(e->wake_fd);
+	}
+}
+
+void vse_unlock(struct vse_engine *e)
+{
+	vse_settle(e);
+	unlock(e);
+}
+
+static struct vse_ring *ring_of(struct vse_engine *e, uint32_t ring)
+{
+	if (ring / 2 >= e->config.pairs)
+		return NULL;
+	return ring & 1 ? &e->pairs[ring / 2].tx : &e->pairs[ring / 2].rx;
+}
+
+int vse_ring_attach(struct vse_engine *e, uint32_t ring, struct vs_vq *vq, int kick_fd, struct vs_err *err)
+{
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = (uint64_t)ring << VSE_SLOT_BITS | VSE_SLOT_KICK };
+	struct vse_ring *r = ring_of(e, ring);
+	int rc = 0;
+
+	if (!r)
+		return fail(err, EINVAL, "attach a ring of a pair that the engine does not have");
+	vse_lock(e);
+	if (r->vq)
+		rc = fail(err, EBUSY, "attach a ring that is attached");
+	else if (e->stopped)
+		rc = fail(err, ESHUTDOWN, "attach a ring to a stopped engine");
+	else if (kick_fd >= 0 && epoll_ctl(e->ep, EPOLL_CTL_ADD, kick_fd, &ev))
+		rc = fail(err, errno, "poll the kick fd");
+	if (!rc) {
+		r->vq = vq;
+		r->kick_fd = kick_fd;
+		r->broken = r->starved = r->dirty = false;
+		r->ready = true;	/* a kick may have come before */
+		vs_vq_disable_kick(vq);
+	}
+	vse_unlock(e);
+	return rc;
+}
+
+static void detach(struct vse_engine *e, struct vse_ring *r)
+{
+	if (!r->vq)
+		return;
+	ring_flush(e, r);
+	if (r->kick_fd >= 0)
+		epoll_ctl(e->ep, EPOLL_CTL_DEL, r->kick_fd, NULL);
+	r->vq = NULL;
+	r->ready = r->starved = r->dirty = false;
+}
+
+void vse_ring_detach(struct vse_engine *e, uint32_t ring)
+{
+	struct vse_ring *r = ring_of(e, ring);
+
+	if (!r)
+		return;
+	vse_lock(e);
+	detach(e, r);
+	vse_unlock(e);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- the thread */
+
+static void kicked(struct vse_engine *e, uint32_t ring)
+{
+	struct vse_ring *r = ring_of(e, ring);
+
+	if (!r || !r->vq)
+		return;
+	vs_vq_disable_kick(r->vq);
+	r->ready = true;
+	r->starved = false;
+}
+
+static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
+{
+	uint64_t now;
+
+	for (int i = 0; i < n; i++) {
+		uint64_t data = evs[i].data.u64;
+		uint32_t slot = data & VSE_SLOT_MASK;
+		struct vse_flow *f;
+		uint64_t count;
+
+		if (slot == VSE_SLOT_KICK)
+			kicked(e, (uint32_t)(data >> VSE_SLOT_BITS));
+		else if (slot == VSE_SLOT_WAKE) {
+			if (read(e->wake_fd, &count, sizeof(count)) < 0)
+				continue;
+		} else if ((f = vse_flow_of(e, data)))	/* else: ended earlier in this batch */
+			vse_flow_ready(f, evs[i].events);
+	}
+	for (uint32_t i = 0; i < e->config.pairs; i++) {
+		struct vse_pair *p = &e->pairs[i];
+
+		if (tx_work(p)) {
+			vse_tx_batch(p);
+			ring_flush(e, &p->tx);
+		}
+		if (rx_work(p))
+			vse_rx_pump(p);
+	}
+	if (e->retry_at || !TAILQ_EMPTY(&e->linger)) {
+		now = vse_now_ms();
+		vse_listen_retry(e, now);
+		vse_linger_expire(e, now);
+	}
+	flush_all(e);
+}
+
+/* how long epoll_wait may sleep: not at all with work left, else until the next deadline */
+static int sleep_ms(struct vse_engine *e)
+{
+	struct vse_flow *f = TAILQ_FIRST(&e->linger);
+	uint64_t until = e->retry_at, now;
+
+	if (has_work(e))
+		return 0;
+	if (f && (!until || f->linger_until < until))
+		until = f->linger_until;
+	if (!until)
+		return -1;
+	now = vse_now_ms();
+	return until <= now ? 0 : (int)(until - now);
+}
+
+static void *thread_main(void *arg)
+{
+	struct vse_engine *e = arg;
+	struct epoll_event evs[EPOLL_BATCH];
+	int n, timeout;
+
+	vse_lock(e);
+	while (!atomic_load_explicit(&e->stopping, memory_order_relaxed)) {
+		timeout = sleep_ms(e);
+		e->sleeping = timeout != 0;
+		unlock(e);
+		n = epoll_wait(e->ep, evs, EPOLL_BATCH, timeout);
+		vse_lock(e);
+		e->sleeping = false;
+		e->stats.wakeups++;
+		turn(e, evs, n);
+	}
+	unlock(e);
+	return NULL;
+}
+
+/* ----------------------------------------------------------------------------------------------------- life and figures */
+
+static int check_config(const struct vse_config *c, struct vs_err *err)
+{
+	if (c->pairs < 1 || c->pairs > 128)
+		return fail(err, EINVAL, "pairs must be 1..128");
+	if (c->max_flows < 1 || c->max_flows > VSE_FLOWS_CAP)
+		return fail(err, EINVAL, "max_flows must be 1..1048576");
+	if (c->buf_alloc < 1 || c->buf_alloc > 1u << 30)
+		return fail(err, EINVAL, "buf_alloc must be 1..2^30 bytes");
+	return 0;
+}
+
+struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err)
+{
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = VSE_SLOT_WAKE };
+	pthread_mutexattr_t attr;
+	struct vse_engine *e;
+	uint32_t i, buckets = 64;
+
+	if (check_config(config, err))
+		return NULL;
+	e = calloc(1, sizeof(*e));
+	if (!e)
+		goto nomem;
+	e->config = *config;
+	e->ep = e->wake_fd = e->event_fd = -1;
+	e->max_payload = VSO_PAYLOAD_MAX;
+	e->ev_last = &e->ev_first;
+	TAILQ_INIT(&e->linger);
+	TAILQ_INIT(&e->stalled);
+	pthread_mutex_init(&e->gate, NULL);
+	/* recursive: a caller that holds vse_lock() to change a ring may attach and detach it, too */
+	pthread_mutexattr_init(&attr);
+	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+	pthread_mutex_init(&e->lock, &attr);
+	pthread_mutexattr_destroy(&attr);
+
+	while (buckets < config->max_flows && buckets < 65536)
+		buckets *= 2;
+	e->hash_mask = buckets - 1;
+	e->hash = calloc(buckets, sizeof(*e->hash));
+	e->slots = calloc(config->max_flows, sizeof(*e->slots));
+	e->free_slots = calloc(config->max_flows, sizeof(*e->free_slots));
+	e->pairs = calloc(config->pairs, sizeof(*e->pairs));
+	e->rx_chain = vs_chain_new();
+	if (!e->hash || !e->slots || !e->free_slots || !e->pairs || !e->rx_chain)
+		goto nomem;
+	for (i = 0; i < VSE_BATCH; i++)
+		if (!(e->batch[i] = vs_chain_new()))
+			goto nomem;
+	/* the lowest slot is taken first */
+	for (i = config->max_flows; i > 0; i--)
+		e->free_slots[e->nfree++] = i - 1;
+	for (i = 0; i < config->pairs; i++) {
+		struct vse_pair *p = &e->pairs[i];
+
+		p->e = e;
+		p->rx.index = 2 * i;
+		p->tx.index = 2 * i + 1;
+		TAILQ_INIT(&p->runq);
+	}
+
+	e->ep = epoll_create1(EPOLL_CLOEXEC);
+	e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	e->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (e->ep < 0 || e->wake_fd < 0 || e->event_fd < 0 || epoll_ctl(e->ep, EPOLL_CTL_ADD, e->wake_fd, &ev)) {
+		fail(err, errno, "make the engine's epoll and event fds");
+		vse_free(e);
+		return NULL;
+	}
+	return e;
+nomem:
+	fail(err, ENOMEM, "make the engine");
+	vse_free(e);
+	return NULL;
+}
+
+int vse_start(struct vse_engine *e, struct vs_err *err)
+{
+	sigset_t all, old;
+	int rc;
+
+	if (e->started || e->stopped)
+		return fail(err, EALREADY, "start an engine that was started");
+	sigfillset(&all);
+	/* a fault in guest memory must reach its handler: a blocked SIGBUS kills the process (vs_mem.h) */
+	sigdelset(&all, SIGBUS);
+	sigdelset(&all, SIGSEGV);
+	sigdelset(&all, SIGFPE);
+	sigdelset(&all, SIGILL);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	rc = pthread_create(&e->thread, NULL, thread_main, e);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (rc)
+		return fail(err, rc, "start the engine's thread");
+	e->started = true;
+	return 0;
+}
+
+void vse_stop(struct vse_engine *e)
+{
+	if (e->stopped)
+		return;
+	if (e->started) {
+		atomic_store(&e->stopping, true);
+		vse_signal(e->wake_fd);
+		pthread_join(e->thread, NULL);
+	}
+	/* the driver learns it from RESET where a ring has room; whatever is left is forgotten */
+	vse_reset_all(e, false);
+	vse_lock(e);
+	e->stopped = true;
+	vse_flows_forget(e, true);
+	for (uint32_t i = 0; i < e->config.pairs; i++) {
+		detach(e, &e->pairs[i].rx);
+		detach(e, &e->pairs[i].tx);
+	}
+	unlock(e);
+}
+
+void vse_free(struct vse_engine *e)
+{
+	if (!e)
+		return;
+	if (e->pairs && e->slots)
+		vse_stop(e);
+	vse_events_free(e);
+	for (int i = 0; i < VSE_BATCH; i++)
+		if (e->batch[i])
+			vs_chain_free(e->batch[i]);
+	if (e->rx_chain)
+		vs_chain_free(e->rx_chain);
+	for (uint32_t i = 0; e->pairs && i < e->config.pairs; i++)
+		free(e->pairs[i].ctl);
+	free(e->pairs);
+	free(e->hash);
+	free(e->slots);
+	free(e->free_slots);
+	if (e->ep >= 0)
+		close(e->ep);
+	if (e->wake_fd >= 0)
+		close(e->wake_fd);
+	if (e->event_fd >= 0)
+		close(e->event_fd);
+	pthread_mutex_destroy(&e->lock);
+	pthread_mutex_destroy(&e->gate);
+	free(e);
+}
+
+void vse_get_stats(struct vse_engine *e, struct vse_stats *out)
+{
+	vse_lock(e);
+	*out = e->stats;
+	out->flows = e->config.max_flows - e->nfree;
+	unlock(e);
+}

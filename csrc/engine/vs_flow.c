@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_flow - the flow table, life and death of a flow, and the answers of Python.
+ *
+ *	                CONNECT, BIND                     vse_connected            host error, nonsense
+ *	(none) ------------------------> NEW ---------------------------> STREAM -----------------------> DEAD
+ *	   ^                              | vse_bound            (stream)   ^  |                            |
+ *	   |                              +----------> BOUND ---------------+  | CLOSE, wbuf not empty      | CLOSE
+ *	   |                              |              | LISTEN             +------> LINGER               |
+ *	   |                              |              +--------> LISTEN                |                 |
+ *	   |                              +----------> DGRAM (udp)                        | sent, or 60 s   |
+ *	   +---- CLOSE, vse_refuse (NEW) -------------------------------------------------+-----------------+
+ *
+ * `pending` says that Python was asked and did not answer yet; it stands beside the state, since a BOUND or DGRAM flow may
+ * be asked to connect. A flow that leaves with pending set tells Python with VSE_EV_CANCEL; the answer then finds -ESTALE.
+ *
+ * CLOSED answers a CLOSE at once, also when bytes for a slow host peer are left: the flow gives its id back and lingers under its
+ * handle alone. Lingering flows are bounded in number and time, then end in RST: the stream was not completed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "vse_priv.h"
+
+/* --------------------------------------------------------------------------------------------------------------- table */
+
+static struct vse_flow **bucket(struct vse_engine *e, uint32_t id)
+{
+	return &e->hash[(id * 2654435761u >> 8) & e->hash_mask];
+}
+
+struct vse_flow *vse_flow_find(struct vse_engine *e, uint32_t id)
+{
+	struct vse_flow *f = *bucket(e, id);
+
+	while (f && f->id != id)
+		f = f->hash_next;
+	return f;
+}
+
+struct vse_flow *vse_flow_of(struct vse_engine *e, uint64_t handle)
+{
+	uint32_t slot = handle & VSE_SLOT_MASK;
+	struct vse_flow *f = slot < e->config.max_flows ? e->slots[slot] : NULL;
+
+	return f && f->handle == handle ? f : NULL;
+}
+
+struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint32_t id)
+{
+	struct vse_flow *f;
+	uint32_t slot;
+
+	if (!e->nfree || !(f = calloc(1, sizeof(*f))))
+		return NULL;
+	slot = e->free_slots[--e->nfree];
+	e->slots[slot] = f;
+	f->handle = ++e->serial << VSE_SLOT_BITS | slot;
+	f->id = id;
+	f->fd = -1;
+	f->pair = p;
+	f->buf_alloc = e->config.buf_alloc;
+	f->hash_next = *bucket(e, id);
+	*bucket(e, id) = f;
+	TAILQ_INIT(&f->dests);
+	e->stats.opened++;
+	return f;
+}
+
+void vse_flow_unhash(struct vse_flow *f)
+{
+	struct vse_flow **at = bucket(f->pair->e, f->id);
+
+	while (*at && *at != f)
+		at = &(*at)->hash_next;
+	if (*at)
+		*at = f->hash_next;
+	f->hash_next = NULL;
+}
+
+void vse_flow_run(struct vse_flow *f)
+{
+	if (!f->queued) {
+		f->queued = true;
+		TAILQ_INSERT_TAIL(&f->pair->runq, f, run);
+	}
+}
+
+void vse_flow_rest(struct vse_flow *f)
+{
+	if (f->queued) {
+		f->queued = false;
+		TAILQ_REMOVE(&f->pair->runq, f, run);
+	}
+}
+
+int vse_flow_poll(struct vse_flow *f)
+{
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = f->handle };
+
+	if (epoll_ctl(f->pair->e->ep, EPOLL_CTL_ADD, f->fd, &ev))
+		return -errno;
+	f->polled = true;
+	return 0;
+}
+
+void vse_flow_drop_fd(struct vse_flow *f, bool abort)
+{
+	struct linger rst = { .l_onoff = 1, .l_linger = 0 };
+
+	if (f->fd < 0)
+		return;
+	/* by hand: the registration lives on while anybody has a duplicate of the descriptor */
+	if (f->polled)
+		epoll_ctl(f->pair->e->ep, EPOLL_CTL_DEL, f->fd, NULL);
+	f->polled = false;
+	if (abort)
+		setsockopt(f->fd, SOL_SOCKET, SO_LINGER, &rst, sizeof(rst));
+	close(f->fd);
+	f->fd = -1;
+}
+
+static void cancel(struct vse_flow *f)
+{
+	if (f->pending)
+		vse_event(f->pair->e, VSE_EV_CANCEL, f, 0, 0, NULL, 0);
+	f->pending = 0;
+	free(f->opts);
+	f->opts = NULL;
+	f->opts_len = 0;
+}
+
+/* everything a flow holds but its id, slot and names */
+static void release(struct vse_flow *f, bool abort)
+{
+	cancel(f);
+	vse_flow_rest(f);
+	vse_listen_unstall(f);
+	vse_stream_free_wbuf(f);
+	vse_dgram_free(f);
+	vse_flow_drop_fd(f, abort && f->state != ST_LISTEN && f->state != ST_BOUND);
+	f->readable = f->writable = false;
+}
+
+static void flow_end(struct vse_flow *f, bool abort)
+{
+	struct vse_engine *e = f->pair->e;
+
+	if (f->state == ST_LINGER) {
+		TAILQ_REMOVE(&e->linger, f, aux);
+		e->nlinger--;
+	} else {
+		vse_flow_unhash(f);
+	}
+	release(f, abort);
+	if (f->counted)
+		vse_event(e, VSE_EV_ENDED, f, 0, f->error, NULL, 0);
+	e->slots[f->handle & VSE_SLOT_MASK] = NULL;
+	e->free_slots[e->nfree++] = f->handle & VSE_SLOT_MASK;
+	e->stats.ended++;
+	if (!TAILQ_EMPTY(&e->stalled))
+		e->retry_at = 1;	/* the past: a listener may go on now */
+	free(f->local);
+	free(f->peer);
+	free(f);
+}
+
+void vse_flow_free(struct vse_flow *f)
+{
+	flow_end(f, false);
+}
+
+void vse_flow_reset(struct vse_flow *f, uint32_t error)
+{
+	if (f->state == ST_DEAD)
+		return;
+	if (!f->error)
+		f->error = error;
+	if (f->state == ST_LINGER) {
+		flow_end(f, true);
+		return;
+	}
+	release(f, true);
+	f->state = ST_DEAD;
+	vse_send_flow(f, VSO_RESET, error);
+}
+
+void vse_flow_close(struct vse_flow *f, bool abort)
+{
+	struct vse_engine *e = f->pair->e;
+	struct vso_hdr closed = { .type = VSO_CLOSED, .flow = f->id };
+
+	vse_send(f->pair, &closed, NULL);
+	if (f->state != ST_STREAM || abort || f->error) {
+		flow_end(f, abort || f->error);
+		return;
+	}
+	if (!f->wlen) {
+		vse_stream_discard(f);
+		flow_end(f, false);
+		return;
+	}
+	if (e->nlinger == VSE_LINGER_MAX)
+		vse_flow_reset(TAILQ_FIRST(&e->linger), ETIMEDOUT);
+	vse_flow_unhash(f);
+	vse_flow_rest(f);
+	f->state = ST_LINGER;
+	f->linger_until = vse_now_ms() + VSE_LINGER_MS;
+	TAILQ_INSERT_TAIL(&e->linger, f, aux);
+	e->nlinger++;
+	vse_stream_discard(f);
+}
+
+void vse_flow_ready(struct vse_flow *f, uint32_t events)
+{
+	if (events & (EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP))
+		f->readable = true;
+	if (events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP))
+		f->hup = true;
+	if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+		f->writable = true;
+	if (f->state == ST_STREAM || f->state == ST_LINGER)
+		vse_stream_ready(f, events);
+	else if (f->readable)
+		vse_flow_run(f);
+}
+
+void vse_flows_forget(struct vse_engine *e, bool linger_too)
+{
+	struct vse_flow *f;
+
+	for (uint32_t i = 0; i < e->config.max_flows; i++)
+		if ((f = e->slots[i]) && (linger_too || f->state != ST_LINGER)) {
+			if (!f->error && f->state == ST_STREAM)
+				f->error = ECONNRESET;
+			flow_end(f, true);
+		}
+}
+
+/* ------------------------------------------------------------------------------------------------------------- answers */
+
+static bool uri_fits(const char *uri)
+{
+	return !uri || strlen(uri) <= VSO_URI_MAX;
+}
+
+/* the descriptor and URIs of an answer; 0, or -errno that leaves the request unanswered */
+static int check_answer(const struct vse_flow *f, uint16_t pending, int fd, const char *local, const char *peer)
+{
+	socklen_t len = sizeof(int);
+	int type, fl;
+
+	if (!f || f->pending != pending)
+		return -ESTALE;
+	if (!uri_fits(local) || !uri_fits(peer))
+		return -ENAMETOOLONG;
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len))
+		return -errno;
+	if (type != (f->dgram ? SOCK_DGRAM : SOCK_STREAM))
+		return -EPROTOTYPE;
+	fl = fcntl(fd, F_GETFL);
+	if (fl < 0 || fcntl(fd, F_SETFL, fl | O_NONBLOCK))
+		return -errno;
+	return 0;
+}
+
+static void set_uri(char **at, const char *uri)
+{
+	free(*at);
+	*at = uri ? strdup(uri) : NULL;
+}
+
+/* the flow takes fd and becomes `state`; the options of the request apply as far as this kind of socket has them */
+static int adopt(struct vse_flow *f, int fd, enum vse_state state)
+{
+	int old = f->fd, rc = 0;
+	bool polled = f->polled;
+
+	f->fd = fd;
+	f->polled = false;
+	if (state != ST_BOUND)
+		rc = vse_flow_poll(f);
+	if (rc) {
+		f->fd = old;
+		f->polled = polled;
+		return rc;
+	}
+	if (old >= 0) {
+		if (polled)
+			epoll_ctl(f->pair->e->ep, EPOLL_CTL_DEL, old, NULL);
+		close(old);
+	}
+	if (f->opts_len)
+		vse_apply_opts(fd, f->opts, f->opts_len);
+	free(f->opts);
+	f->opts = NULL;
+	f->opts_len = 0;
+	f->pending = 0;
+	f->state = state;
+	f->counted = true;
+	return 0;
+}
+
+int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer)
+{
+	struct sockaddr_storage ss;
+	socklen_t len = sizeof(ss);
+	struct vse_flow *f;
+	int rc;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	rc = check_answer(f, VSO_CONNECT, fd, local, peer);
+	if (!rc)
+		rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_STREAM);
+	if (rc) {
+		close(fd);
+	} else {
+		if (f->dgram) {
+			set_uri(&f->local, local);
+			set_uri(&f->peer, peer);
+			f->connected = !getpeername(fd, (struct sockaddr *)&ss, &len);
+		}
+		vse_send_reply(f->pair, f, VSO_CONNECT_REPLY, f->id, f->cookie, VSO_OFFLOAD, 0, local, peer);
+		if (!f->dgram)
+			vse_stream_begin(f);
+	}
+	vse_unlock(e);
+	return rc;
+}
+
+int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local)
+{
+	struct vse_flow *f;
+	int rc;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	rc = check_answer(f, VSO_BIND, fd, local, NULL);
+	if (!rc)
+		rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_BOUND);
+	if (rc) {
+		close(fd);
+	} else {
+		set_uri(&f->local, local);
+		vse_send_reply(f->pair, f, VSO_BIND_REPLY, f->id, f->cookie, VSO_OFFLOAD, 0, local, NULL);
+	}
+	vse_unlock(e);
+	return rc;
+}
+
+int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error)
+{
+	struct vse_flow *f;
+	int rc = 0;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	if (!f || !f->pending) {
+		rc = -ESTALE;
+	} else {
+		vse_send_reply(f->pair, f, f->pending == VSO_BIND ? VSO_BIND_REPLY : VSO_CONNECT_REPLY, f->id, f->cookie, verdict,
+			       error, NULL, NULL);
+		f->pending = 0;
+		if (f->state == ST_NEW)
+			vse_flow_free(f);
+	}
+	vse_unlock(e);
+	return rc;
+}
+
+int vse_reset_flow(struct vse_engine *e, uint64_t handle, uint32_t error)
+{
+	struct vse_flow *f;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	if (f)
+		vse_flow_reset(f, error);
+	vse_unlock(e);
+	return f ? 0 : -ESTALE;
+}
+
+void vse_reset_all(struct vse_engine *e, bool quiet)
+{
+	struct vse_flow *f;
+
+	vse_lock(e);
+	if (quiet) {
+		vse_flows_forget(e, true);
+		for (uint32_t i = 0; i < e->config.pairs; i++)
+			e->pairs[i].ctl_head = e->pairs[i].ctl_tail = 0;
+		e->hello = false;	/* whoever comes next must say HELLO, or its ring breaks instead of going silent */
+	} else {
+		for (uint32_t i = 0; i < e->config.max_flows; i++)
+			if ((f = e->slots[i]))
+				vse_flow_reset(f, ECONNRESET);
+	}
+	vse_unlock(e);
+}

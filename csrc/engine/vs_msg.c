@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_msg - messages of the driver.
+ *
+ * What the driver may do wrong, and what then happens. "Ring broken": its err fd is signalled, VSE_EV_BROKEN says why, and
+ * nothing more is read from it until it is attached again; messages before the bad one were served, chains are given back.
+ *
+ *	chain shorter than the header, or than hdr.len says; hdr.len above VSO_PAYLOAD_MAX	ring broken
+ *	chain from the driver with a writable buffer, chain to the driver with a readable one	ring broken
+ *	chain to the driver with less than VSO_RX_MIN writable bytes				ring broken
+ *	unknown type, or a type only the device sends						ring broken
+ *	anything but HELLO before the first HELLO; HELLO off pair 0, too short, wrong magic	ring broken
+ *	CONNECT or BIND with id 0 or one of the device's ids					ring broken
+ *	HELLO with another ABI major								HELLO_REPLY EPROTONOSUPPORT
+ *	CONNECT or BIND with lengths that do not add up, a URI with odd bytes, bad options	refused with EINVAL
+ *	... beyond max_flows									refused with ENFILE
+ *	a message that its flow may not get in this state (the table `messages`), wrong pair	RESET EPROTO on the flow
+ *	credit exceeded, fwd_cnt beyond what was sent or going back				RESET EPROTO on the flow
+ *	bytes beyond hdr.len in a chain; hdr.flags and reserved fields				ignored
+ *	a message for a flow that is not there, or that got RESET				ignored: it crossed; options: ENOTCONN
+ *	CLOSE for a flow that is not there (its open was refused meanwhile)			CLOSED
+ *
+ * So every CLOSE gets exactly one CLOSED.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vse_priv.h"
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+static void on_hello(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	struct vse_engine *e = p->e;
+	struct vso_hdr out = { .type = VSO_HELLO_REPLY, .cookie = h->cookie, .len = sizeof(struct vso_hello) };
+	struct vso_hello hello, reply;
+
+	if (p != e->pairs || h->len < sizeof(hello) || vs_chain_read(c, sizeof(*h), &hello, sizeof(hello)) != sizeof(hello) ||
+	    hello.magic != VSO_MAGIC) {
+		vse_ring_break(e, &p->tx, "HELLO off pair 0, shorter than %zu bytes or without the magic",
+			       sizeof(hello));
+		return;
+	}
+	reply = (struct vso_hello){
+		.magic = VSO_MAGIC, .abi_major = VSO_ABI_MAJOR, .abi_minor = MIN(hello.abi_minor, VSO_ABI_MINOR),
+		.epoch = hello.epoch, .features = hello.features & e->config.features,
+		.pairs = hello.pairs ? MIN(hello.pairs, e->config.pairs) : 1,
+		.max_payload = VSO_PAYLOAD_MAX, .max_flows = e->config.max_flows,
+	};
+	if (hello.abi_major != VSO_ABI_MAJOR) {
+		out.arg = EPROTONOSUPPORT;
+		vse_send(p, &out, &reply);
+		return;
+	}
+	if (!e->hello || e->epoch != hello.epoch) {
+		/* the driver started anew: its old flows, and what was on its way to them, mean nothing to it */
+		vse_flows_forget(e, false);
+		for (uint32_t i = 0; i < e->config.pairs; i++)
+			e->pairs[i].ctl_head = e->pairs[i].ctl_tail = 0;
+		e->hello = true;
+		e->epoch = hello.epoch;
+		e->features = reply.features;
+		e->max_payload = hello.max_payload ? MIN(hello.max_payload, (uint32_t)VSO_PAYLOAD_MAX) : VSO_PAYLOAD_MAX;
+		vse_event(e, VSE_EV_HELLO, NULL, 0, 0, &hello, sizeof(hello));
+	}
+	vse_send(p, &out, &reply);
+}
+
+static void on_ping(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	struct vso_hdr out = { .type = VSO_PONG, .cookie = h->cookie };
+
+	vse_send(p, &out, NULL);
+}
+
+static void on_pong(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
+{
+}
+
+static bool printable(const uint8_t *s, uint32_t len)
+{
+	for (uint32_t i = 0; i < len; i++)
+		if (s[i] <= ' ' || s[i] > '~')
+			return false;
+	return true;
+}
+
+/* 0, or the errno to refuse with */
+static int check_open(const struct vso_hdr *h, const uint8_t *payload, struct vso_open *o)
+{
+	const uint8_t *uri = payload + sizeof(*o);
+
+	if (h->len < sizeof(*o) || h->len > VSE_PAYLOAD_MAX)
+		return EINVAL;
+	memcpy(o, payload, sizeof(*o));
+	if (!o->uri_len || o->uri_len > VSO_URI_MAX || o->local_len > VSO_URI_MAX || o->opts_len > VSO_OPTS_MAX ||
+	    sizeof(*o) + o->uri_len + o->local_len + o->opts_len != h->len || (h->type == VSO_BIND && o->local_len))
+		return EINVAL;
+	if (!printable(uri, o->uri_len + o->local_len) || !vse_opts_valid(uri + o->uri_len + o->local_len, o->opts_len))
+		return EINVAL;
+	return 0;
+}
+
+static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	bool connect = h->type == VSO_CONNECT, dgram;
+	uint32_t reply = connect ? VSO_CONNECT_REPLY : VSO_BIND_REPLY, opts_off;
+	struct vse_engine *e = p->e;
+	struct vse_flow *f = vse_flow_find(e, h->flow);
+	uint8_t payload[VSE_PAYLOAD_MAX];
+	struct vso_open o;
+	int error;
+
+	if (!h->flow || h->flow & VSO_FLOW_DEVICE) {
+		vse_ring_break(e, &p->tx, "the driver opens flow %#x: ids 1..0x7fffffff are its own", h->flow);
+		return;
+	}
+	if (f && f->state == ST_DEAD)
+		return;
+	if (f && (f->pair != p || !connect || f->pending || (f->state != ST_BOUND && f->state != ST_DGRAM))) {
+		vse_flow_reset(f, EPROTO);
+		return;
+	}
+	vs_chain_read(c, sizeof(*h), payload, MIN(h->len, sizeof(payload)));
+	error = check_open(h, payload, &o);
+	dgram = !error && o.uri_len >= 3 && !memcmp(payload + sizeof(o), "udp", 3);
+	if (!error && ((f && f->dgram != dgram) || (o.flags & VSO_OPEN_ADDR_ONLY && !(dgram && connect))))
+		error = EINVAL;
+	if (error) {
+		vse_send_reply(p, NULL, reply, h->flow, h->cookie, VSO_OFFLOAD, (uint32_t)error, NULL, NULL);
+		return;
+	}
+	if (dgram && !(e->features & VSO_F_DGRAM)) {
+		vse_send_reply(p, NULL, reply, h->flow, h->cookie, VSO_NATIVE, 0, NULL, NULL);
+		return;
+	}
+	if (!f && !(f = vse_flow_new(e, p, h->flow))) {
+		vse_send_reply(p, NULL, reply, h->flow, h->cookie, VSO_OFFLOAD, ENFILE, NULL, NULL);
+		return;
+	}
+	f->dgram = dgram;
+	f->pending = h->type;
+	f->cookie = h->cookie;
+	if (connect && !dgram) {
+		f->peer_alloc = h->buf_alloc;
+		f->peer_fwd = h->fwd_cnt;
+	}
+	if (o.opts_len) {
+		opts_off = (uint32_t)sizeof(o) + o.uri_len + o.local_len;
+		free(f->opts);
+		f->opts = malloc(o.opts_len);
+		f->opts_len = f->opts ? o.opts_len : 0;
+		if (f->opts)
+			memcpy(f->opts, payload + opts_off, o.opts_len);
+	}
+	vse_event(e, connect ? VSE_EV_CONNECT : VSE_EV_BIND, f, 0, 0, payload, h->len);
+}
+
+static void on_close(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	struct vse_flow *f = vse_flow_find(p->e, h->flow);
+	struct vso_hdr out = { .type = VSO_CLOSED, .flow = h->flow };
+
+	if (f && f->pair == p)
+		vse_flow_close(f, h->arg & VSO_CLOSE_ABORT);
+	else if (f)
+		vse_flow_reset(f, EPROTO);
+	else
+		vse_send(p, &out, NULL);
+}
+
+static void on_credit(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	if (f->state == ST_LISTEN)
+		vse_stream_credit(f, h);
+}
+
+static void on_shutdown(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	vse_stream_shutdown(f, h->arg);
+}
+
+static void on_dgram(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	vse_dgram_send(f, c, h);
+}
+
+static void on_listen(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	if (f->pending)
+		vse_flow_reset(f, EPROTO);
+	else
+		vse_listen(f, h);
+}
+
+static void on_sockopt(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	uint8_t payload[sizeof(struct vso_sockopt) + VSO_OPTVAL_MAX] = { 0 };
+
+	vs_chain_read(c, sizeof(*h), payload, MIN(h->len, sizeof(payload)));
+	if (h->type == VSO_SETSOCKOPT)
+		vse_setsockopt(f, h, payload);
+	else
+		vse_getsockopt(f, h, payload);
+}
+
+#define IN(state) (1u << ST_##state)
+
+/*
+ * One row for each message the driver may send. on_pair: about no flow that must exist. on_flow: served in the `legal` states,
+ * dropped in the `ignored` ones, RESET EPROTO in the others. DATA is served by data_run(), which takes several at once.
+ */
+static const struct message {
+	void (*on_pair)(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c);
+	void (*on_flow)(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c);
+	unsigned legal, ignored;
+} messages[] = {
+	[VSO_HELLO] = { .on_pair = on_hello },
+	[VSO_PING] = { .on_pair = on_ping },
+	[VSO_PONG] = { .on_pair = on_pong },
+	[VSO_CONNECT] = { .on_pair = on_open },
+	[VSO_BIND] = { .on_pair = on_open },
+	[VSO_CLOSE] = { .on_pair = on_close },
+	[VSO_DATA] = { .legal = IN(STREAM), .ignored = IN(DEAD) },
+	[VSO_CREDIT] = { .on_flow = on_credit, .legal = IN(NEW) | IN(STREAM) | IN(LISTEN),
+			 .ignored = IN(BOUND) | IN(DGRAM) | IN(DEAD) },
+	[VSO_SHUTDOWN] = { .on_flow = on_shutdown, .legal = IN(NEW) | IN(STREAM),
+			   .ignored = IN(BOUND) | IN(LISTEN) | IN(DGRAM) | IN(DEAD) },
+	[VSO_DGRAM] = { .on_flow = on_dgram, .legal = IN(DGRAM), .ignored = IN(DEAD) },
+	[VSO_LISTEN] = { .on_flow = on_listen, .legal = IN(BOUND) | IN(LISTEN), .ignored = IN(DEAD) },
+	[VSO_SETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
+	[VSO_GETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
+};
+
+static const struct message *message_of(uint16_t type)
+{
+	const struct message *m = type < sizeof(messages) / sizeof(*messages) ? &messages[type] : NULL;
+
+	return m && (m->on_pair || m->legal) ? m : NULL;
+}
+
+/* the flow of a message if it may have it now, credit fields taken; NULL: dropped, or the flow was reset */
+static struct vse_flow *admit(struct vse_pair *p, const struct message *m, const struct vso_hdr *h)
+{
+	struct vse_flow *f = vse_flow_find(p->e, h->flow);
+
+	if (!f || m->ignored & 1u << f->state)
+		return NULL;
+	if (f->pair != p || !(m->legal & 1u << f->state)) {
+		vse_flow_reset(f, EPROTO);
+		return NULL;
+	}
+	if ((f->state == ST_STREAM || (f->state == ST_NEW && f->pending == VSO_CONNECT && !f->dgram)) && !vse_stream_credit(f, h))
+		return NULL;
+	return f;
+}
+
+/* DATA of one flow in consecutive chains goes to the host in one call. Returns the chains taken. */
+static int data_run(struct vse_pair *p, int first, int n)
+{
+	struct vse_engine *e = p->e;
+	const struct vso_hdr *h = &e->hdrs[first];
+	struct vse_flow *f = admit(p, &messages[VSO_DATA], h);
+	size_t total = 0;
+	int i, cnt, iovs = 0;
+
+	if (!f)
+		return 1;
+	for (i = first; i < n; i++) {
+		if (i > first && (e->hdrs[i].type != VSO_DATA || e->hdrs[i].flow != h->flow ||
+				  iovs + e->batch[i]->n_out > VSE_IOV))
+			break;
+		if (i > first && !vse_stream_credit(f, &e->hdrs[i]))
+			return i - first + 1;
+		total += vse_payload_iov(e->batch[i], false, sizeof(*h), e->hdrs[i].len, e->iov + iovs, &cnt);
+		iovs += cnt;
+	}
+	vse_stream_data(f, e->iov, iovs, total);
+	return i - first;
+}
+
+/* copy the header of batch[i] and check it and the chain */
+static bool header_ok(struct vse_engine *e, int i)
+{
+	const struct vs_chain *c = e->batch[i];
+	struct vso_hdr *h = &e->hdrs[i];
+
+	return !c->n_in && vs_chain_read(c, 0, h, sizeof(*h)) == sizeof(*h) && h->len <= VSO_PAYLOAD_MAX &&
+	       h->len <= c->out_len - sizeof(*h) && message_of(h->type);
+}
+
+/* what header_ok() found wrong */
+static void break_on_header(struct vse_pair *p, int i)
+{
+	const struct vs_chain *c = p->e->batch[i];
+	const struct vso_hdr *h = &p->e->hdrs[i];
+
+	if (c->n_in)
+		vse_ring_break(p->e, &p->tx, "chain %u from the driver has %u writable buffers", c->head, c->n_in);
+	else if (c->out_len < sizeof(*h))
+		vse_ring_break(p->e, &p->tx, "chain %u has %llu bytes, less than a header", c->head,
+			       (unsigned long long)c->out_len);
+	else if (!message_of(h->type))
+		vse_ring_break(p->e, &p->tx, "chain %u has message type %u, which no driver sends", c->head, h->type);
+	else
+		vse_ring_break(p->e, &p->tx, "chain %u has %llu bytes, its header announces %u of payload (at most %u)",
+			       c->head, (unsigned long long)c->out_len, h->len, VSO_PAYLOAD_MAX);
+}
+
+void vse_tx_batch(struct vse_pair *p)
+{
+	struct vse_engine *e = p->e;
+	struct vse_ring *r = &p->tx;
+	int n, i, end, rc = 1;
+
+	for (n = 0; n < VSE_BATCH && (rc = vs_vq_pop(r->vq, e->batch[n])) == 1; n++)
+		vse_ring_poll_mem(r, e->batch[n]->mem);
+	if (!rc) {
+		r->ready = vs_vq_enable_kick(r->vq);
+		if (r->ready)
+			vs_vq_disable_kick(r->vq);
+	}
+	/* headers first: a run of DATA must be seen whole. What follows a bad one is not served. */
+	for (end = 0; end < n && header_ok(e, end); end++)
+		;
+	e->stats.msgs_in += (uint64_t)end;
+	for (i = 0; i < end && !r->broken;) {
+		const struct vso_hdr *h = &e->hdrs[i];
+		const struct message *m = message_of(h->type);
+		struct vse_flow *f;
+
+		if (!e->hello && h->type != VSO_HELLO) {
+			vse_ring_break(e, r, "message type %u before HELLO", h->type);
+			break;
+		}
+		if (h->type == VSO_DATA) {
+			i += data_run(p, i, end);
+			continue;
+		}
+		if (m->on_pair)
+			m->on_pair(p, h, e->batch[i]);
+		else if ((f = admit(p, m, h)))
+			m->on_flow(f, h, e->batch[i]);
+		i++;
+	}
+	if (end < n)
+		break_on_header(p, end);
+	else if (rc < 0)
+		vse_ring_break(e, r, "%s", vs_vq_error(r->vq)->text);
+	for (i = 0; i < n; i++)
+		vs_vq_push(r->vq, e->batch[i], 0);
+	r->dirty = r->dirty || n;
+}

@@ -1,0 +1,424 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_stream - bytes of stream flows.
+ *
+ * To the host.  A run of DATA is sent straight out of guest memory. What the host socket does not take is copied to wbuf, and
+ * the chains complete at once, so a slow host peer holds no ring slot. fwd_cnt counts what the host socket took, and the
+ * driver may have at most buf_alloc bytes beyond it under way, so wbuf never exceeds buf_alloc. EPOLLOUT goes on with wbuf; while it
+ * holds anything, new bytes queue behind it. SHUTDOWN(SEND) becomes a FIN when wbuf is empty.
+ *
+ * Window updates.  fwd_cnt rides on every message of the flow. CREDIT on its own is sent when half of the window became free since the
+ * driver last heard (`told`). That cannot stall: when all is forwarded, either the driver knows of more than half of its
+ * window, or the other half is being told.
+ *
+ * To the guest.  A readable flow with window takes its turn on the run queue: a chain, one read straight into it, at most
+ * VSE_TURN_BYTES, then the next flow. Without chains the queue waits for the rx kick.
+ *
+ * The end.  In the order of TCP: data, then EOF (SHUTDOWN SEND, once) or the error (RESET). An error that a write meets is
+ * kept in `error` while reading goes on until nothing is left, then RESET carries it, never a clean EOF. Meanwhile bytes from the
+ * guest are dropped; a guest that keeps writing a whole window into this without reading gets its RESET at once.
+ * With no window left, a hang-up is told from waiting data by a peek, so that EOF and errors need no credit.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "vse_priv.h"
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+
+enum { DISCARD_ROUNDS = 256 };		/* of VSE_SCRATCH bytes: more than the largest receive buffer tcp_rmem grants */
+
+/* --------------------------------------------------------------------------------------------------- the driver's credit */
+
+/* take the credit fields of a message; on a listening flow they count connections */
+bool vse_stream_credit(struct vse_flow *f, const struct vso_hdr *h)
+{
+	if (h->fwd_cnt - f->peer_fwd > f->tx_cnt - f->peer_fwd) {
+		vse_flow_reset(f, EPROTO);
+		return false;
+	}
+	if (h->fwd_cnt != f->peer_fwd || h->buf_alloc != f->peer_alloc) {
+		f->peer_fwd = h->fwd_cnt;
+		f->peer_alloc = h->buf_alloc;
+		if (f->readable)
+			vse_flow_run(f);
+	}
+	return true;
+}
+
+static uint32_t window(const struct vse_flow *f)
+{
+	uint32_t used = f->tx_cnt - f->peer_fwd;
+
+	return used < f->peer_alloc ? f->peer_alloc - used : 0;
+}
+
+static bool update_due(const struct vse_flow *f)
+{
+	uint32_t freed = f->fwd_cnt - f->told;
+
+	return freed && freed >= f->buf_alloc / 2;
+}
+
+/* --------------------------------------------------------------------------------------------------------- to the host */
+
+/* the write side met an error: what is readable still goes to the guest, then RESET */
+static void host_failed(struct vse_flow *f, int error)
+{
+	if (!f->error)
+		f->error = (uint32_t)error;
+	f->fwd_cnt += f->wlen;
+	vse_stream_free_wbuf(f);
+	f->readable = f->hup = true;
+	vse_flow_run(f);
+}
+
+/* send as much as the host takes; uses up iov. Returns the bytes it took. */
+static size_t host_send(struct vse_flow *f, struct iovec *iov, int cnt)
+{
+	struct msghdr msg = { 0 };
+	size_t done = 0;
+	ssize_t n;
+
+	while (cnt && f->writable) {
+		msg.msg_iov = iov;
+		msg.msg_iovlen = (size_t)MIN(cnt, (int)VSE_IOV_CALL);
+		n = sendmsg(f->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (n < 0) {
+			if (errno == EINTR)
+				continue;
+			f->writable = false;
+			/* EFAULT: the guest's memory is gone; the ring learns it from its own access */
+			if (errno != EAGAIN)
+				host_failed(f, errno);
+			break;
+		}
+		done += (size_t)n;
+		for (; cnt && (size_t)n >= iov->iov_len; iov++, cnt--)
+			n -= (ssize_t)iov->iov_len;
+		if (cnt) {
+			iov->iov_base = (char *)iov->iov_base + n;
+			iov->iov_len -= (size_t)n;
+		}
+	}
+	f->to_host += done;
+	f->pair->e->stats.to_host += done;
+	return done;
+}
+
+void vse_stream_free_wbuf(struct vse_flow *f)
+{
+	struct vse_engine *e = f->pair->e;
+
+	e->stats.buffered -= f->wlen;
+	e->reserved -= f->wcap;
+	free(f->wbuf);
+	f->wbuf = NULL;
+	f->wcap = f->whead = f->wlen = 0;
+}
+
+/* room for len more bytes, in powers of two up to buf_alloc; false: over buf_total, or no memory */
+static bool wbuf_grow(struct vse_flow *f, uint32_t len)
+{
+	struct vse_engine *e = f->pair->e;
+	uint32_t cap = f->wcap ? f->wcap : 4096, first;
+	uint8_t *buf;
+
+	while (cap < f->wlen + len)
+		cap *= 2;
+	cap = MIN(cap, f->buf_alloc);
+	if (e->reserved - f->wcap + cap > e->config.buf_total || !(buf = malloc(cap)))
+		return false;
+	first = MIN(f->wlen, f->wcap - f->whead);
+	if (f->wlen) {
+		memcpy(buf, f->wbuf + f->whead, first);
+		memcpy(buf + first, f->wbuf, f->wlen - first);
+	}
+	free(f->wbuf);
+	e->reserved += cap - f->wcap;
+	f->wbuf = buf;
+	f->wcap = cap;
+	f->whead = 0;
+	return true;
+}
+
+static void wbuf_put(struct vse_flow *f, const struct iovec *iov, int cnt, size_t len)
+{
+	/* the credit check bounds wlen + len by buf_alloc */
+	if (f->wcap < f->wlen + len && !wbuf_grow(f, (uint32_t)len)) {
+		vse_flow_reset(f, ENOBUFS);
+		return;
+	}
+	for (; cnt; iov++, cnt--) {
+		uint32_t n = (uint32_t)iov->iov_len, tail = f->whead + f->wlen, first;
+
+		tail = tail >= f->wcap ? tail - f->wcap : tail;
+		first = MIN(n, f->wcap - tail);
+		memcpy(f->wbuf + tail, iov->iov_base, first);
+		memcpy(f->wbuf, (char *)iov->iov_base + first, n - first);
+		f->wlen += n;
+		f->pair->e->stats.buffered += n;
+	}
+}
+
+static void send_fin(struct vse_flow *f)
+{
+	if (f->shut & VSO_SHUT_SEND && !f->wlen && !f->fin_sent && !f->error) {
+		f->fin_sent = true;
+		/* ENOTCONN: a reset came meanwhile, which reading reports */
+		shutdown(f->fd, SHUT_WR);
+	}
+}
+
+static void wbuf_send(struct vse_flow *f)
+{
+	while (f->wlen && f->writable) {
+		uint32_t first = MIN(f->wlen, f->wcap - f->whead);
+		struct iovec iov[2] = { { f->wbuf + f->whead, first }, { f->wbuf, f->wlen - first } };
+		uint32_t n = (uint32_t)host_send(f, iov, iov[1].iov_len ? 2 : 1);
+
+		if (!n || f->error)
+			break;		/* on an error wbuf is gone, and all of it counted as forwarded */
+		f->fwd_cnt += n;
+		f->wlen -= n;
+		f->whead += n;
+		if (f->whead >= f->wcap)
+			f->whead -= f->wcap;
+		f->pair->e->stats.buffered -= n;
+	}
+	if (!f->wlen && f->wbuf)
+		vse_stream_free_wbuf(f);
+	if (f->state == ST_STREAM) {
+		send_fin(f);
+		if (update_due(f))
+			vse_flow_run(f);
+	}
+}
+
+void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total)
+{
+	size_t done = 0;
+
+	f->rx_cnt += (uint32_t)total;
+	if (f->shut & VSO_SHUT_SEND || f->rx_cnt - f->told > f->buf_alloc) {
+		vse_flow_reset(f, EPROTO);
+		return;
+	}
+	if (!f->error && !f->wlen)
+		done = host_send(f, iov, cnt);
+	f->fwd_cnt += (uint32_t)done;
+	if (f->error) {
+		f->fwd_cnt += (uint32_t)(total - done);
+		f->dropped += (uint32_t)(total - done);
+		if (f->dropped >= f->buf_alloc)
+			vse_flow_reset(f, f->error);
+		else if (update_due(f))
+			vse_flow_run(f);
+		return;
+	}
+	if (done < total) {
+		/* host_send() used up what it sent: the rest starts at the first iovec that is not empty */
+		int skip = 0;
+		size_t left = 0;
+
+		for (int i = cnt; i > 0 && left < total - done; i--) {
+			left += iov[i - 1].iov_len;
+			skip = i - 1;
+		}
+		wbuf_put(f, iov + skip, cnt - skip, total - done);
+		return;
+	}
+	if (update_due(f))
+		vse_flow_run(f);
+}
+
+void vse_stream_shutdown(struct vse_flow *f, uint32_t how)
+{
+	if (how & ~(uint32_t)(VSO_SHUT_SEND | VSO_SHUT_RECV)) {
+		vse_flow_reset(f, EPROTO);
+		return;
+	}
+	f->shut |= how;
+	if (f->state != ST_STREAM)
+		return;			/* NEW: vse_stream_begin() comes back to it */
+	send_fin(f);
+	if (f->shut & VSO_SHUT_RECV && f->readable)
+		vse_flow_run(f);
+}
+
+/* -------------------------------------------------------------------------------------------------------- to the guest */
+
+void vse_stream_begin(struct vse_flow *f)
+{
+	f->writable = true;		/* a socket that is not says EAGAIN; whether it is readable epoll says at once */
+	send_fin(f);
+}
+
+static void host_eof(struct vse_flow *f)
+{
+	f->readable = false;
+	f->host_eof = true;
+	vse_send_flow(f, VSO_SHUTDOWN, VSO_SHUT_SEND);
+}
+
+/* read and forget: the guest shut down its receiving side */
+static ssize_t host_discard(struct vse_flow *f)
+{
+	ssize_t n = recv(f->fd, f->pair->e->scratch, VSE_SCRATCH, MSG_DONTWAIT);
+
+	return n < 0 ? -errno : n;
+}
+
+/* one read into a chain, `*full` when it took all that was offered; bytes, or -errno, or -ENOSPC for no chain */
+static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
+{
+	struct vse_pair *p = f->pair;
+	struct vse_engine *e = p->e;
+	struct vs_chain *c = vse_rx_get(p);
+	struct msghdr msg = { .msg_iov = e->iov };
+	struct vso_hdr h;
+	size_t total;
+	ssize_t n;
+	int cnt;
+
+	if (!c)
+		return -ENOSPC;
+	total = vse_payload_iov(c, true, sizeof(h), limit, e->iov, &cnt);
+	if (cnt > VSE_IOV_CALL) {
+		cnt = VSE_IOV_CALL;
+		total = 0;
+		for (int i = 0; i < cnt; i++)
+			total += e->iov[i].iov_len;
+	}
+	msg.msg_iovlen = (size_t)cnt;
+	n = recvmsg(f->fd, &msg, MSG_DONTWAIT);
+	if (n <= 0) {
+		n = n < 0 ? -errno : 0;
+		vse_rx_unget(p, c);
+		return n;
+	}
+	*full = (size_t)n == total;
+	h = vse_hdr(f, VSO_DATA, 0, (uint32_t)n);
+	f->told = f->fwd_cnt;
+	vse_rx_put(p, c, &h);
+	f->tx_cnt += (uint32_t)n;
+	f->to_guest += (uint64_t)n;
+	e->stats.to_guest += (uint64_t)n;
+	return n;
+}
+
+/* with no window: is it the end (0 or -errno) or data that must wait (1)? */
+static ssize_t host_peek(struct vse_flow *f)
+{
+	char byte;
+	ssize_t n = recv(f->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+	return n < 0 ? -errno : n;
+}
+
+/* after a read that gave no data: the end of the stream, its error, or nothing now */
+static void host_quiet(struct vse_flow *f, ssize_t rc)
+{
+	if (rc == -EINTR)
+		return;
+	f->readable = false;
+	if (f->error)
+		vse_flow_reset(f, f->error);
+	else if (!rc)
+		host_eof(f);
+	else if (rc != -EAGAIN)
+		vse_flow_reset(f, (uint32_t)-rc);
+}
+
+enum vse_turn vse_stream_turn(struct vse_flow *f)
+{
+	int64_t budget = VSE_TURN_BYTES;
+	bool full = false;
+
+	for (int msgs = 0; f->state == ST_STREAM && f->readable && !f->host_eof; msgs++) {
+		bool discard = f->shut & VSO_SHUT_RECV;
+		uint32_t limit = MIN(window(f), f->pair->e->max_payload);
+		ssize_t n;
+
+		if (budget <= 0 || msgs == VSE_TURN_MSGS)
+			return TURN_AGAIN;
+		if (discard) {
+			n = host_discard(f);
+			full = n == VSE_SCRATCH;
+		} else if (limit) {
+			n = host_read(f, limit, &full);
+			if (n == -ENOSPC)
+				return TURN_STARVED;
+		} else if ((f->hup || f->error) && (n = host_peek(f)) <= 0) {
+			host_quiet(f, n);
+			break;
+		} else {
+			break;		/* CREDIT puts it on the queue again */
+		}
+		if (n <= 0) {
+			host_quiet(f, n);
+			continue;
+		}
+		budget -= n;
+		/* a short read emptied the socket; new bytes are a new edge. After a hang-up there may be none: read until the end. */
+		if (!full && !f->hup && !f->error)
+			f->readable = false;
+	}
+	if (f->state == ST_STREAM && f->error && f->host_eof)
+		vse_flow_reset(f, f->error);
+	if (f->state == ST_STREAM && update_due(f)) {
+		if (!f->pair->rx.vq || f->pair->rx.starved)
+			return TURN_STARVED;	/* not into the control queue: it can wait here, and is one message however often */
+		vse_send_flow(f, VSO_CREDIT, 0);
+	}
+	return TURN_DONE;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- endings */
+
+void vse_stream_discard(struct vse_flow *f)
+{
+	if (f->host_eof)
+		return;
+	for (int i = 0; i < DISCARD_ROUNDS && host_discard(f) > 0; i++)
+		;
+}
+
+/* what epoll said about a connected socket */
+void vse_stream_ready(struct vse_flow *f, uint32_t events)
+{
+	socklen_t len = sizeof(int);
+	int error = 0;
+
+	if (f->wlen && f->writable)
+		wbuf_send(f);
+	if (f->state == ST_LINGER) {
+		/* a peer that waits for its own bytes to be taken would never read ours */
+		if (f->wlen && f->readable)
+			vse_stream_discard(f);
+		if (f->error) {
+			vse_flow_reset(f, f->error);
+		} else if (!f->wlen) {
+			vse_stream_discard(f);
+			vse_flow_free(f);
+		}
+		return;
+	}
+	/* after EOF nothing is read any more, so nothing else would notice a reset */
+	if (events & EPOLLERR && f->host_eof && !f->error &&
+	    !getsockopt(f->fd, SOL_SOCKET, SO_ERROR, &error, &len) && error)
+		f->error = (uint32_t)error;
+	if (f->readable || f->error)
+		vse_flow_run(f);
+}
+
+void vse_linger_expire(struct vse_engine *e, uint64_t now)
+{
+	struct vse_flow *f;
+
+	while ((f = TAILQ_FIRST(&e->linger)) && f->linger_until <= now)
+		vse_flow_reset(f, ETIMEDOUT);
+}

@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vse_priv - what the files of the engine share. Users include vs_engine.h.
+ *
+ *	vs_engine.c	the thread, the rings, life of the engine
+ *	vs_event.c	events for Python
+ *	vs_msg.c	messages of the driver: the table of what is legal when, HELLO, CLOSE, ...
+ *	vs_out.c	messages to the driver
+ *	vs_flow.c	flow table, life and death of a flow, the answers of Python
+ *	vs_stream.c	bytes of stream flows both ways, half-close, errors, lingering
+ *	vs_listen.c	listening flows, accepting, addresses as URIs
+ *	vs_dgram.c	datagram flows, the destination cache
+ *	vs_sockopt.c	the whitelist of socket options
+ *
+ * Everything here is called with the engine's lock held. No chain stays popped when the lock is dropped, so a ring can be
+ * detached, or its memory changed, between any two turns of the thread.
+ */
+#ifndef VSE_PRIV_H
+#define VSE_PRIV_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/queue.h>
+#include <sys/socket.h>
+
+#include "vs_engine.h"
+
+enum {
+	VSE_BATCH = 64,			/* chains popped from a ring before its completions are flushed */
+	VSE_IOV = 2 * VS_CHAIN_MAX,	/* iovecs gathered for one run of DATA; one chain has no more */
+	VSE_IOV_CALL = 1024,		/* iovecs of one system call: UIO_MAXIOV */
+	VSE_TURN_BYTES = 262144,	/* bytes to the guest a flow may move before the next flow has its turn */
+	VSE_TURN_MSGS = 16,		/* messages, datagrams or connections, likewise */
+	VSE_CTL_PAUSE = 65536,		/* bytes of queued control messages at which a pair stops reading the driver */
+	VSE_EVENTS_PAUSE = 4096,	/* events Python did not take at which all pairs stop reading, and listeners accepting */
+	VSE_SCRATCH = 65536 + 512,	/* the largest datagram with its header and URI */
+	VSE_LINGER_MAX = 1024,		/* closed flows whose last bytes still wait for the host; one more aborts the oldest */
+	VSE_LINGER_MS = 60000,		/* how long they may wait: the kernel's tcp_fin_timeout */
+	VSE_RETRY_MS = 100,		/* a listener that found no fd or no free flow tries again after this, or when a flow ends */
+	VSE_DEST_MAX = 64,		/* destinations a datagram flow remembers */
+	VSE_DEST_ASK_MAX = 8,		/* of those, waiting for Python */
+	VSE_DEST_HELD = 131072,		/* bytes of datagrams a flow may hold while Python decides */
+	VSE_FLOWS_CAP = 1 << 20,	/* config.max_flows may not be more */
+};
+
+/* what an epoll event is about, in the low 24 bits of its data; a flow's handle has its slot there */
+#define VSE_SLOT_BITS	24
+#define VSE_SLOT_MASK	((1u << VSE_SLOT_BITS) - 1)
+#define VSE_SLOT_KICK	VSE_SLOT_MASK		/* ring number above */
+#define VSE_SLOT_WAKE	(VSE_SLOT_MASK - 1)
+
+/*
+ * NEW       opened by the driver, waits for Python. No fd.
+ * BOUND     stream, BIND was answered; fd is bound and not in epoll.
+ * LISTEN    fd listens.
+ * STREAM    fd is connected; bytes move.
+ * DGRAM     fd is a datagram socket, connected or not.
+ * DEAD      RESET was sent; no fd; waits for the driver's CLOSE.
+ * LINGER    the driver closed, its id is free (not in the id table); the rest of wbuf still goes to the host.
+ */
+enum vse_state { ST_NEW, ST_BOUND, ST_LISTEN, ST_STREAM, ST_DGRAM, ST_DEAD, ST_LINGER, ST_COUNT };
+
+struct vse_pair;
+struct vse_dest;
+TAILQ_HEAD(vse_destq, vse_dest);
+
+struct vse_flow {
+	uint64_t handle;		/* serial << 24 | slot */
+	uint32_t id;
+	enum vse_state state;
+	int fd;				/* -1: none */
+	struct vse_pair *pair;
+	struct vse_flow *hash_next;
+	TAILQ_ENTRY(vse_flow) run;	/* on pair->runq when queued */
+	TAILQ_ENTRY(vse_flow) aux;	/* on engine->linger (LINGER) or engine->stalled (LISTEN, when stalled) */
+
+	/* what Python was asked: VSO_CONNECT, VSO_BIND or 0; with the request's cookie and options */
+	uint16_t pending;
+	uint32_t cookie;
+	uint8_t *opts;
+	uint32_t opts_len;
+	char *local, *peer;		/* URIs as the guest knows them; kept for BOUND, LISTEN and DGRAM */
+
+	bool dgram;			/* by the URI's scheme */
+	bool counted;			/* was connected or bound: ENDED is due */
+	bool queued;			/* on pair->runq */
+	bool stalled;			/* on engine->stalled */
+	bool polled;			/* fd is in epoll */
+	bool readable, writable;	/* edge-triggered readiness, cleared by EAGAIN */
+	bool hup;			/* EPOLLRDHUP, ERR or HUP was seen: a short read does not mean empty */
+	bool host_eof;			/* read returned 0 and SHUTDOWN was sent */
+	bool fin_sent;			/* shutdown(SHUT_WR) done */
+	bool connected;			/* datagrams: fd has a peer of its own */
+	uint32_t shut;			/* VSO_SHUT_* of the driver */
+	uint32_t error;			/* host or protocol error; RESET follows when what was readable is delivered */
+
+	/* to the host: rx_cnt received from the driver, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it */
+	uint32_t buf_alloc, rx_cnt, fwd_cnt, told, dropped;
+	uint8_t *wbuf;			/* ring buffer of wcap bytes, NULL when empty */
+	uint32_t wcap, whead, wlen;
+	uint64_t linger_until;
+
+	/* to the guest: bytes (or connections, when listening) sent, and the driver's window */
+	uint32_t tx_cnt, peer_alloc, peer_fwd;
+
+	struct vse_destq dests;		/* most recently used first */
+	uint32_t ndests, nasked, held;
+
+	uint64_t to_host, to_guest;
+};
+
+TAILQ_HEAD(vse_flowq, vse_flow);
+
+struct vse_ring {
+	struct vs_vq *vq;		/* NULL: not attached */
+	int kick_fd;
+	uint32_t index;
+	bool broken;			/* until it is attached again */
+	bool ready;			/* from the driver: may have chains */
+	bool starved;			/* to the driver: had no chain, kick is enabled */
+	bool dirty;			/* pushed and not flushed */
+	struct vs_mem *mem;		/* memory of the chains of this turn: looked at for poison */
+};
+
+struct vse_pair {
+	struct vse_engine *e;
+	struct vse_ring rx, tx;		/* from the driver's view: rx to the driver, tx from it */
+	struct vse_flowq runq;		/* flows that may have something for the driver */
+	uint8_t *ctl;			/* control messages that found no chain: [head, tail) of header + payload each */
+	size_t ctl_head, ctl_tail, ctl_cap;
+};
+
+struct vse_evnode;
+
+struct vse_engine {
+	struct vse_config config;
+	pthread_mutex_t gate, lock;	/* see vse_lock() */
+	pthread_t thread;
+	bool started, stopped;
+	atomic_bool stopping;
+	int ep, wake_fd, event_fd;
+	bool sleeping;			/* the thread is, or is about to be, in epoll_wait with a timeout */
+
+	bool hello;			/* a driver has said HELLO */
+	uint64_t epoch;
+	uint64_t features;
+	uint32_t max_payload;		/* the driver's limit, at most VSO_PAYLOAD_MAX */
+	uint32_t pairs_used;
+
+	struct vse_pair *pairs;
+	struct vse_flow **slots;	/* by the low bits of the handle; free ones are chained through free_slots */
+	uint32_t *free_slots, nfree;
+	struct vse_flow **hash;		/* by id */
+	uint32_t hash_mask;
+	uint64_t serial;
+	uint32_t next_device_id, next_port;
+	struct vse_flowq linger, stalled;
+	uint32_t nlinger;
+	uint64_t retry_at;		/* when stalled listeners try again; 0: none wait */
+	uint64_t reserved;		/* bytes of write buffers and held datagrams, bounded by buf_total */
+
+	struct vse_evnode *ev_first, **ev_last;
+	uint32_t nevents;
+	struct vse_stats stats;
+
+	struct vs_chain *batch[VSE_BATCH];
+	struct vso_hdr hdrs[VSE_BATCH];
+	struct vs_chain *rx_chain;
+	struct iovec iov[VSE_IOV + 8];
+	uint8_t scratch[VSE_SCRATCH];
+};
+
+/* vs_event.c */
+void vse_signal(int fd);			/* an eventfd */
+void vse_events_free(struct vse_engine *e);
+void vse_event(struct vse_engine *e, uint32_t type, const struct vse_flow *f, uint32_t flow, uint32_t error,
+	       const void *payload, uint32_t len);
+static inline bool vse_paused(const struct vse_engine *e) { return e->nevents >= VSE_EVENTS_PAUSE; }
+
+/* vs_engine.c */
+uint64_t vse_now_ms(void);
+void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem);
+void vse_settle(struct vse_engine *e);		/* at the end of every call from outside: flush, wake the thread if it has work */
+
+/* vs_msg.c */
+void vse_tx_batch(struct vse_pair *p);		/* one batch of the driver's messages */
+
+/* vs_out.c */
+struct vs_chain *vse_rx_get(struct vse_pair *p);	/* a chain to fill: give it to rx_put or rx_unget. NULL: none now */
+void vse_rx_put(struct vse_pair *p, struct vs_chain *c, const struct vso_hdr *h);	/* payload is in place */
+void vse_rx_unget(struct vse_pair *p, struct vs_chain *c);
+void vse_rx_pump(struct vse_pair *p);		/* queued control messages, then what flows have */
+bool vse_ctl_empty(const struct vse_pair *p);
+void vse_send(struct vse_pair *p, const struct vso_hdr *h, const void *payload);
+void vse_send_flow(struct vse_flow *f, uint32_t type, uint32_t arg);
+void vse_send_reply(struct vse_pair *p, struct vse_flow *f, uint32_t type, uint32_t id, uint32_t cookie, uint32_t verdict,
+		    uint32_t error, const char *local, const char *peer);
+struct vso_hdr vse_hdr(const struct vse_flow *f, uint32_t type, uint32_t arg, uint32_t len);	/* with the credit fields */
+size_t vse_payload_iov(const struct vs_chain *c, bool writable, size_t skip, size_t limit, struct iovec *iov, int *cnt);
+
+/* vs_flow.c */
+struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint32_t id);	/* NULL: no room */
+struct vse_flow *vse_flow_find(struct vse_engine *e, uint32_t id);
+struct vse_flow *vse_flow_of(struct vse_engine *e, uint64_t handle);
+void vse_flow_free(struct vse_flow *f);		/* closes the fd plainly; ENDED if due */
+void vse_flow_unhash(struct vse_flow *f);
+void vse_flow_run(struct vse_flow *f);		/* put on the run queue */
+void vse_flow_rest(struct vse_flow *f);		/* take off */
+int vse_flow_poll(struct vse_flow *f);		/* put the fd in epoll */
+void vse_flow_drop_fd(struct vse_flow *f, bool abort);
+void vse_flow_reset(struct vse_flow *f, uint32_t error);	/* RST on the host, RESET to the driver, DEAD */
+void vse_flow_close(struct vse_flow *f, bool abort);	/* the driver's CLOSE: CLOSED, then free or LINGER */
+void vse_flow_ready(struct vse_flow *f, uint32_t events);	/* what epoll said */
+void vse_flows_forget(struct vse_engine *e, bool linger_too);	/* every flow, no message: new epoch, stop */
+
+/* vs_stream.c */
+void vse_stream_begin(struct vse_flow *f);
+void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total);
+void vse_stream_shutdown(struct vse_flow *f, uint32_t how);
+bool vse_stream_credit(struct vse_flow *f, const struct vso_hdr *h);	/* false: nonsense, the flow was reset */
+void vse_stream_ready(struct vse_flow *f, uint32_t events);
+void vse_stream_free_wbuf(struct vse_flow *f);
+void vse_stream_discard(struct vse_flow *f);	/* what is unread at the host, so that close() sends FIN and not RST */
+void vse_linger_expire(struct vse_engine *e, uint64_t now);
+/* a turn of a flow on the run queue: done (take it off), again (to the tail), or starved of chains (leave it) */
+enum vse_turn { TURN_DONE, TURN_AGAIN, TURN_STARVED };
+enum vse_turn vse_stream_turn(struct vse_flow *f);
+
+/* vs_listen.c */
+void vse_listen(struct vse_flow *f, const struct vso_hdr *h);
+enum vse_turn vse_listen_turn(struct vse_flow *f);
+void vse_listen_retry(struct vse_engine *e, uint64_t now);
+void vse_listen_unstall(struct vse_flow *f);
+void vse_uri_format(char *buf, const char *scheme, const struct sockaddr_storage *ss);	/* buf: VSO_URI_MAX + 1; "" if no IP */
+
+/* vs_dgram.c */
+void vse_dgram_send(struct vse_flow *f, const struct vs_chain *c, const struct vso_hdr *h);
+enum vse_turn vse_dgram_turn(struct vse_flow *f);
+void vse_dgram_free(struct vse_flow *f);
+
+/* vs_sockopt.c */
+void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload);
+void vse_getsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload);
+bool vse_opts_valid(const void *opts, uint32_t len);	/* well-formed, whatever the names */
+
+#endif
