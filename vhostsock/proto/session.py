@@ -50,6 +50,9 @@ class SessionConfig:
     max_mem_slots: int = 512
 
     def __post_init__(self) -> None:
+        for name in ("features", "protocol_features"):
+            # the inverse of an IntFlag has only the bits that are named: not what a check for unknown bits wants
+            object.__setattr__(self, name, int(getattr(self, name)))
         bad = ProtocolFeature(self.protocol_features) & NEVER_OFFERED
         if bad:
             raise UsageError(f"protocol features {names(bad)} must not be offered: QEMU acks them without implementing them")
@@ -250,7 +253,7 @@ class Session:
         unknown = value & ~self.config.features
         if unknown:
             raise FrontendError(f"SET_FEATURES: {names(VirtioFeature(unknown))} was not offered")
-        changed = (value ^ self.features) & ~VirtioFeature.LOG_ALL
+        changed = (value ^ self.features) & ~int(VirtioFeature.LOG_ALL)
         if changed and self.phase is Phase.RUNNING:
             raise FrontendError(f"SET_FEATURES: changes {names(VirtioFeature(changed))} while rings are started")
 
