@@ -301,11 +301,14 @@ class Frontend:
 
     async def set_ring(self, index: int) -> None:
         """SET_VRING_NUM, BASE and ADDR of a ring."""
-        desc, avail, used = self.queues[index].addresses
         await self.request(Request.SET_VRING_NUM, wire.VRING_STATE, {"index": index, "num": self.queues[index].num})
         await self.request(Request.SET_VRING_BASE, wire.VRING_STATE, {"index": index, "num": self.bases[index]})
-        address = {"index": index, "flags": 0, "desc": desc, "used": used, "avail": avail, "log": 0}
-        await self.request(Request.SET_VRING_ADDR, wire.ADDRESS, address)
+        await self.request(Request.SET_VRING_ADDR, wire.ADDRESS, self.address(index))
+
+    def address(self, index: int) -> dict[str, int]:
+        """The payload of SET_VRING_ADDR for a ring."""
+        desc, avail, used = self.queues[index].addresses
+        return {"index": index, "flags": 0, "desc": desc, "used": used, "avail": avail, "log": 0}
 
     async def set_fd(self, request: Request, index: int, fd: int) -> None:
         """SET_VRING_KICK, CALL or ERR; fd -1: without one."""
@@ -349,17 +352,21 @@ def _wire_region(region: Region) -> dict[str, int]:
 
 
 @contextlib.asynccontextmanager
-async def attach(device: Device, *, started: bool = True, **options: Any) -> AsyncIterator[Frontend]:
-    """Serve ``device`` to a new Frontend (whose options these are) over a socket pair; ``started``: it has done its start.
+async def attach(
+    device: Device, *, negotiated: bool = True, started: bool = True, **options: Any
+) -> AsyncIterator[Frontend]:
+    """Serve ``device`` to a new Frontend (whose options these are) over a socket pair.
 
-    On exit the front-end goes first, and the server has given everything back when this returns.
+    negotiated: it has done its handshake; started: and its start. On exit the front-end goes first, and the server has given
+    everything back when this returns.
     """
     ours, theirs = socket.socketpair()
     options.setdefault("queues", device.num_queues)
     async with Server(device, sock=ours) as server, Frontend(theirs, config=device.has_config, **options) as frontend:
-        await frontend.handshake()
-        if started:
-            await frontend.start()
+        if negotiated:
+            await frontend.handshake()
+            if started:
+                await frontend.start()
         yield frontend
         frontend.close()
         await server.serve_forever()
