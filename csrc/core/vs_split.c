@@ -201,13 +201,15 @@ static int __attribute__((cold)) desc_fail(struct vs_vq *vq, struct where w, str
 	return vs_vq_fail(vq, EINVAL, "desc %d, indirect entry %" PRIu32 " " DESC_FMT ": %s", w.indirect_at, w.i, DESC_ARG(d), what);
 }
 
-/* a descriptor that describes a buffer */
-static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc d)
+/* a descriptor that describes a buffer; *writable: one before it was device-writable */
+static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc d, bool *writable)
 {
 	int rc;
 
 	/* virtio 1.3, 2.7.4.2: writable after readable, always */
-	if (vs_unlikely(!(d.flags & DESC_F_WRITE) && (c->n_in || c->in_len)))
+	if (d.flags & DESC_F_WRITE)
+		*writable = true;
+	else if (vs_unlikely(*writable))
 		return desc_fail(vq, w, d, "device-readable after a device-writable one");
 	rc = vs_chain_add(c, vq->mem, d.addr, d.len, d.flags & DESC_F_WRITE);
 	if (vs_unlikely(rc < 0))
@@ -220,7 +222,7 @@ static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where 
 }
 
 /* the indirect table that desc[w.i] refers to (virtio 1.3, 2.7.5.3); count: descriptors of the chain so far, w.i included */
-static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc ref, uint32_t count)
+static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc ref, uint32_t count, bool writable)
 {
 	uint32_t entries = ref.len / DESC_SIZE, seen = 0;
 	struct where in = { w.i, 0 };
@@ -249,7 +251,7 @@ static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, stru
 			return desc_fail(vq, in, d, "the chain in the indirect table loops");
 		if (vs_unlikely(count++ == vq->chain_max))
 			return desc_fail(vq, in, d, "the chain has more descriptors than the queue size (at most 1024)");
-		if (vs_unlikely(buffer_add(vq, c, in, d) < 0))
+		if (vs_unlikely(buffer_add(vq, c, in, d, &writable) < 0))
 			return -1;
 		if (!(d.flags & DESC_F_NEXT))
 			return 0;
@@ -263,6 +265,7 @@ static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, stru
 static int chain_walk(struct vs_vq *vq, struct vs_chain *c, uint16_t head)
 {
 	struct where w = { -1, head };
+	bool writable = false;
 	uint32_t count = 0;
 	struct desc d;
 
@@ -273,9 +276,9 @@ static int chain_walk(struct vs_vq *vq, struct vs_chain *c, uint16_t head)
 			return desc_fail(vq, w, d, "the chain loops, or has more descriptors than the queue size (at most 1024)");
 		if (vs_unlikely(d.flags & DESC_F_INDIRECT)) {
 			c->descs = count;
-			return table_walk(vq, c, w, d, count);
+			return table_walk(vq, c, w, d, count, writable);
 		}
-		if (vs_unlikely(buffer_add(vq, c, w, d) < 0))
+		if (vs_unlikely(buffer_add(vq, c, w, d, &writable) < 0))
 			return -1;
 		if (!(d.flags & DESC_F_NEXT))
 			break;

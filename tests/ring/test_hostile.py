@@ -125,10 +125,10 @@ def test_a_loop_of_empty_descriptors_ends_too(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("indirect", [False, True])
-@pytest.mark.parametrize("size", [16, 0])
-def test_readable_after_writable(pair: Pair, indirect: bool, size: int) -> None:
+@pytest.mark.parametrize("sizes", [(16, 16), (16, 0), (0, 16), (0, 0)])
+def test_readable_after_writable(pair: Pair, indirect: bool, sizes: tuple[int, int]) -> None:
     buffer = pair.memory.alloc(16)
-    descs = [(buffer, 16, DESC_WRITE | DESC_NEXT, 1), (buffer, size, 0, 0)]
+    descs = [(buffer, sizes[0], DESC_WRITE | DESC_NEXT, 1), (buffer, sizes[1], 0, 0)]
     if indirect:
         pair.queue.write_desc(0, table(pair.queue, *descs), 32, DESC_INDIRECT)
     else:
