@@ -112,8 +112,7 @@ class DataPlane:
         try:
             chains = self._vring.pop_batch(room)
         except DriverError as error:
-            log.warning("%s; it stays broken until the driver sets it up again", error)
-            self._close_ring()
+            self._broken(error)
             return
         except FrontendError as error:
             self._lost(error)
@@ -166,7 +165,10 @@ class DataPlane:
 
     def _report(self, error: Exception) -> None:
         name = type(self._device).__name__
-        if isinstance(error, RequestError):
+        if isinstance(error, DriverError):
+            self._vring.fail(str(error))
+            self._broken(error)
+        elif isinstance(error, RequestError):
             log.debug("%s, queue %d: request refused: %s", name, self._queue.index, error)
         else:
             log.error("%s, queue %d: the handler failed", name, self._queue.index, exc_info=error)
@@ -181,6 +183,11 @@ class DataPlane:
             log.exception("%s, queue %d: refused() failed", type(self._device).__name__, self._queue.index)
         finally:
             chain.complete()
+
+    def _broken(self, error: DriverError) -> None:
+        if not self._closed:
+            log.warning("%s; it stays broken until the driver sets it up again", error)
+            self._close_ring()
 
     def _lost(self, error: FrontendError) -> None:
         self._close_ring()

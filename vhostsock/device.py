@@ -53,8 +53,8 @@ class Device:
         """One request. Read from the chain, write to it, return: it is completed then, with what was written.
 
         Calls run concurrently (see ``concurrency``), also on one queue, and may complete in any order. RequestError:
-        ``refused`` may write a status, the chain is completed. Another exception is a bug of the device: it is logged, and
-        the chain is completed with what was written.
+        ``refused`` may write a status, the chain is completed. DriverError: the ring is broken until the driver sets it up
+        again. Another exception is a bug of the device: it is logged, and the chain is completed with what was written.
         """
         raise UsageError(f"{type(self).__name__} overrides neither handle nor handle_batch")
 

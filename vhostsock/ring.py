@@ -180,6 +180,10 @@ class Vring:
         text: bytes = ffi.string(lib.vs_vq_error(self._ptr).text)
         return text.decode(errors="replace")
 
+    def fail(self, why: str) -> None:
+        """The driver broke a rule of the device's own protocol: a running vring is broken from now on."""
+        lib.vs_vq_break(self._ptr, errno.EPROTO, why.encode())
+
     @property
     def num(self) -> int:
         return int(lib.vs_vq_num(self._ptr))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.aio import in_loop
 from tests.device.devices import Gate, Upper
-from vhostsock import Chain, Device, Queue, RequestError
+from vhostsock import Chain, Device, DriverError, Queue, RequestError
 from vhostsock.dataplane import BUDGET
 from vhostsock.proto import Request, VirtioFeature
 from vhostsock.testing.driver import NO_NOTIFY
@@ -103,6 +103,8 @@ class Failing(Device):
             raise RequestError("not today", status=1)
         if what == b"bug":
             raise ZeroDivisionError("in the device")
+        if what == b"break":
+            raise DriverError("no such opcode", vring=queue.index)
         chain.complete()
         if what == b"twice":
             chain.complete()
@@ -114,8 +116,11 @@ class Failing(Device):
 class FailingBatch(Failing):
     def handle_batch(self, queue: Queue, chains: list[Chain]) -> None:
         for chain in chains:
-            if chain.read() == b"bug":
+            what = chain.read()
+            if what == b"bug":
                 raise ZeroDivisionError("in the device")
+            if what == b"break":
+                raise DriverError("no such opcode", vring=queue.index)
             chain.write(b"fine")
             chain.complete()
 
@@ -129,6 +134,22 @@ async def test_a_chain_is_completed_exactly_once_whatever_its_handler_does(caplo
             assert done.data == (b"so far, status 1" if what == b"refuse" else b"so far")
     # a device's bug is told with its traceback, a refusal is nobody's bug
     assert [type(record.exc_info[1]) for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("by", [Failing, FailingBatch])
+@in_loop
+async def test_a_handler_that_blames_the_driver_breaks_the_ring(by: type[Failing], caplog: pytest.LogCaptureFixture) -> None:
+    async with attach(by()) as frontend:
+        queue = frontend.queues[0]
+        queue.submit([b"break"], [64])
+        assert await wait_for_error(queue.err_fd) == 1
+        queue.submit([b"good"], [64])
+        await frontend.settled()
+        assert queue.collect() == []
+        assert "vring 0: no such opcode" in caplog.text
+        await frontend.reboot()
+        frontend.queues[0].submit([b"good"], [64])
+        await frontend.queues[0].wait_async()
 
 
 @in_loop
