@@ -43,7 +43,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves an fd open, guest memory mapped, or an asyncio task unfinished."""
-    gc.collect()
+    # what is alive now is not this test's: frozen, so that the collection afterwards looks at its objects only
+    gc.freeze()
     fds, regions, tasks = _open_fds(), lib.vs_region_count_live(), _live_tasks()
     yield
     if request.node.stash.get(_failed, False):

@@ -148,7 +148,7 @@ print("survived")
 )
 def test_a_fault_elsewhere_goes_to_the_handler_that_was_there(before: str, how: str, survives: bool) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FOREIGN, before, how], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-P", "-c", FOREIGN, before, how], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == (0 if survives else -signal.SIGBUS), done.stderr
     assert done.stdout == ("survived\n" if survives else "")
