@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the end-to-end tests share: the guest's files, made once a run; and the kernel's complaints, which fail the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.vm import Vm, script
+
+HERE = Path(__file__).resolve().parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.e2e)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@pytest.fixture(scope="session")
+def stock_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A guest with nothing of ours but the agent: busybox and stock modules."""
+    script("fetch-qemu")
+    return script("mkinitramfs", "-o", str(tmp_path_factory.mktemp("initramfs") / "stock.cpio"))
+
+
+@pytest.fixture(scope="session")
+def initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The guest's root: busybox, stock modules, our module, and every program of tests/e2e/guest."""
+    script("fetch-qemu")
+    module = script("build-guest-module")
+    programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
+    return script("mkinitramfs", "--module", module, *programs, "-o", str(tmp_path_factory.mktemp("initramfs") / "root.cpio"))
+
+
+@pytest.fixture(autouse=True)
+def guest_kernel_does_not_complain() -> Iterator[None]:
+    """Fail a test in whose time the kernel of a guest said BUG, Oops, WARNING, panic or the like."""
+    yield
+    for vm in Vm.live:
+        vm.check_console()
