@@ -40,12 +40,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_collection_finish() -> None:
-    """What is there before the first test stays: looking through it twice a test took most of the time of a run."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves an fd open, guest memory mapped, or an asyncio task unfinished."""
