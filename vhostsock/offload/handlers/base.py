@@ -41,12 +41,17 @@ def _ignore_reset(error: int) -> None:
     """A request that no device made has no flow to reset."""
 
 
+def _nothing_to_settle() -> None:
+    """Nor one that ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One connection that a guest wants. ``uri`` is what it asked for, ``target`` what policy made of it.
 
     ``opts`` are the socket options of the application, packed as on the wire. ``pid`` and ``comm`` are the guest's word.
-    ``reset(errno)`` ends the connection with a reset, at any time after ``connect`` returned.
+    ``reset(errno)`` ends the connection with a reset, at any time after ``connect`` returned. ``settle()`` makes the device
+    take what the engine has told by now: who sees the descriptor's other end closed knows then how the flow ended.
     """
 
     uri: InetURI
@@ -58,6 +63,7 @@ class Request:
     pid: int = 0
     comm: str = ""
     reset: Callable[[int], Any] = _ignore_reset
+    settle: Callable[[], Any] = _nothing_to_settle
 
 
 class Connection:

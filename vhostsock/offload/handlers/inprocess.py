@@ -5,8 +5,8 @@
         await writer.drain()
 
 When the function returns, what it wrote is sent and the guest reads to the end of the stream. When it raises, the guest gets a
-reset: a stream that was not completed must not look like one that was. When the guest resets the connection, ``reader``
-raises ConnectionResetError, also if a part was received before.
+reset: a stream that was not completed must not look like one that was. For the same reason ``reader`` raises
+ConnectionResetError when the guest reset the connection, and never shows that as the end of the stream.
 """
 
 from __future__ import annotations
@@ -28,6 +28,20 @@ StreamFunction = Callable[[asyncio.StreamReader, asyncio.StreamWriter, Request],
 log = logging.getLogger("vhostsock.offload")
 
 
+class _Reader(asyncio.StreamReader):
+    """A socketpair has no reset: both an orderly close and an abort of the other end are its end of stream. Which one it was,
+    the engine has told before it closed its end, and ``settle`` makes that known (as an exception) before the EOF is."""
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        super().__init__()
+        self._settle = settle
+
+    def feed_eof(self) -> None:
+        self._settle()
+        if self.exception() is None:
+            super().feed_eof()
+
+
 class InProcessHandler:
     """Serves streams with ``function(reader, writer, request)``."""
 
@@ -36,12 +50,16 @@ class InProcessHandler:
 
     async def connect(self, request: Request) -> Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        loop = asyncio.get_running_loop()
+        reader = _Reader(request.settle)
+        protocol = asyncio.StreamReaderProtocol(reader)
         try:
-            reader, writer = await asyncio.open_connection(sock=ours)
+            transport, _ = await loop.create_unix_connection(lambda: protocol, sock=ours)
         except BaseException:
             ours.close()
             theirs.close()
             raise
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
 
         def ended(error: int) -> None:
             if error:

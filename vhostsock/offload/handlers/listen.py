@@ -80,6 +80,11 @@ class Listeners:
             _remove_if_stale(host.path)
             sock.bind(host.path)
             made = os.stat(host.path)
+        except OSError as error:
+            sock.close()
+            # a missing directory and the like, in the words of a TCP bind()
+            code = error.errno if error.errno in (errno.EADDRINUSE, errno.EACCES) else errno.EADDRNOTAVAIL
+            raise OSError(code, f"{os.strerror(code)} ({host}: {error.strerror})") from error
         except BaseException:
             sock.close()
             raise
