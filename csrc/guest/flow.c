@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * flow.c - the life of a struct vso_sock and of its flow.
+ *
+ * The two do not end together. A socket may be closed while its flow waits for CLOSED (the id may not be used before), and a
+ * flow may end (refused, reset, device gone) while the socket lives on. Hence the references listed at struct vso_sock.
+ *
+ * Attaching.  vso_attach() enters the socket into the table first and exchanges sock->ops then, with cmpxchg: of several threads that
+ * decide about one socket, one wins, and the losers read sock->ops again. Detaching goes the other way round: ops first, then the table.
+ * So an operation of ours that finds no entry knows that sock->ops has changed already (vso_again).
+ *
+ * After detach nothing of the struct vso_sock points to the socket: sk and sock are cleared under the lock, and wake-ups happen
+ * under the same lock. The socket may be released at once.
+ */
+#include <linux/rhashtable.h>
+#include <linux/slab.h>
+#include <net/net_namespace.h>
+
+#include "vso.h"
+
+static const struct rhashtable_params vso_table_params = {
+	.key_len = sizeof(unsigned long),
+	.key_offset = offsetof(struct vso_sock, key),
+	.head_offset = offsetof(struct vso_sock, node),
+	.automatic_shrinking = true,
+};
+
+static struct rhashtable vso_table;
+
+LIST_HEAD(vso_all);			/* attached sockets */
+DEFINE_SPINLOCK(vso_all_lock);		/* taken with bh off, alone or inside nothing */
+
+int vso_flow_init(void)
+{
+	return rhashtable_init(&vso_table, &vso_table_params);
+}
+
+void vso_flow_exit(void)
+{
+	rhashtable_destroy(&vso_table);
+}
+
+/** vso_sock_get() - the state of an offloaded socket, with a reference; NULL when it is not offloaded (any more) */
+struct vso_sock *vso_sock_get(const struct socket *sock)
+{
+	unsigned long key = (unsigned long)sock->sk;
+	struct vso_sock *vs;
+
+	rcu_read_lock();
+	vs = rhashtable_lookup(&vso_table, &key, vso_table_params);
+	if (vs && !refcount_inc_not_zero(&vs->ref))
+		vs = NULL;
+	rcu_read_unlock();
+	return vs;
+}
+
+void vso_seg_free(struct vso_seg *seg)
+{
+	if (seg->page)
+		put_page(seg->page);
+	kfree(seg);
+}
+
+static void vso_sock_free(struct vso_sock *vs)
+{
+	struct vso_seg *seg, *next;
+	struct vso_tx *tx, *tnext;
+
+	list_for_each_entry_safe(seg, next, &vs->rxq, list)
+		vso_seg_free(seg);
+	list_for_each_entry_safe(tx, tnext, &vs->deferred, list)
+		kfree(tx);	/* unsent ones hold no reference */
+	vso_dev_put(vs->dev);
+	kfree_rcu(vs, rcu);
+}
+
+void vso_sock_put(struct vso_sock *vs)
+{
+	if (refcount_dec_and_test(&vs->ref))
+		vso_sock_free(vs);
+}
+
+/**
+ * vso_sock_new() - a socket state without socket and flow
+ * @dev: its reference goes to the new state, also on failure
+ *
+ * Return: with one reference, NULL without memory.
+ */
+struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gfp_t gfp)
+{
+	struct vso_sock *vs = kzalloc(sizeof(*vs), gfp);
+
+	if (!vs) {
+		vso_dev_put(dev);
+		return NULL;
+	}
+	refcount_set(&vs->ref, 1);
+	vs->row = row;
+	vs->dev = dev;
+	vs->pair = &dev->pair[raw_smp_processor_id() % dev->pairs];
+	vs->state = VSO_ST_CLOSED;
+	vs->buf_alloc = vso_window;
+	spin_lock_init(&vs->lock);
+	INIT_LIST_HEAD(&vs->all);
+	INIT_LIST_HEAD(&vs->rxq);
+	INIT_LIST_HEAD(&vs->acceptq);
+	INIT_LIST_HEAD(&vs->accept_node);
+	INIT_LIST_HEAD(&vs->deferred);
+	mutex_init(&vs->recv_mutex);
+	mutex_init(&vs->opt_mutex);
+	init_completion(&vs->done);
+	INIT_WORK(&vs->work, vso_native_work);
+	INIT_LIST_HEAD(&vs->close.list);
+	vs->close.embedded = true;
+	vs->close.hdr.type = cpu_to_le16(VSO_CLOSE);
+	vs->local.sa.sa_family = row->family;
+	return vs;
+}
+
+/**
+ * vso_attach() - give a socket our operations
+ * @from: the table it must have now
+ *
+ * Takes one reference of @vs for the socket. Return: 0; -EAGAIN when the socket has another table (somebody decided first); -ENOMEM.
+ */
+int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops *from)
+{
+	struct sock *sk = sock->sk;
+	int err;
+
+	vs->key = (unsigned long)sk;
+	vs->sk = sk;
+	vs->sock = sock;
+	vs->net = sock_net(sk);
+	vs->uid = sk->sk_uid;
+	vs->ino = SOCK_INODE(sock)->i_ino;
+	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK)
+		vs->buf_alloc = clamp_t(u32, READ_ONCE(sk->sk_rcvbuf), PAGE_SIZE, vso_window);
+	refcount_inc(&vs->ref);
+	err = rhashtable_insert_fast(&vso_table, &vs->node, vso_table_params);
+	if (err) {
+		/* -EEXIST: another thread is between its insert and its cmpxchg, or detaches right now */
+		refcount_dec(&vs->ref);
+		vs->sk = NULL;
+		vs->sock = NULL;
+		return err == -EEXIST ? -EAGAIN : -ENOMEM;
+	}
+	if (cmpxchg(&sock->ops, from, &vs->row->offloaded) != from) {
+		rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
+		vs->sk = NULL;
+		vs->sock = NULL;
+		vso_sock_put(vs);
+		return -EAGAIN;
+	}
+	vso_custom_sockopt(sock, true);
+	spin_lock_bh(&vso_all_lock);
+	list_add_tail(&vs->all, &vso_all);
+	spin_unlock_bh(&vso_all_lock);
+	return 0;
+}
+
+/**
+ * vso_detach() - give the socket back
+ * @to: the table it gets: undecided or native
+ *
+ * Process context. The flow, if open, is the caller's to close. Wakes all who wait, so that they read sock->ops again. Harmless when
+ * another thread was first.
+ */
+void vso_detach(struct vso_sock *vs, const struct proto_ops *to)
+{
+	struct socket *sock;
+
+	spin_lock_bh(&vs->lock);
+	sock = vs->sock;
+	if (!sock) {
+		spin_unlock_bh(&vs->lock);
+		return;
+	}
+	vs->state = VSO_ST_GONE;
+	if (vs->row->protocol != IPPROTO_MPTCP)
+		vso_custom_sockopt(sock, false);
+	WRITE_ONCE(sock->ops, to);
+	vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLERR | EPOLLHUP);
+	vs->sk = NULL;
+	vs->sock = NULL;
+	spin_unlock_bh(&vs->lock);
+
+	rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
+	spin_lock_bh(&vso_all_lock);
+	list_del_init(&vs->all);
+	spin_unlock_bh(&vso_all_lock);
+	vso_sock_put(vs);
+}
+
+/**
+ * vso_flow_wake() - tell who waits on the socket. Called under vs->lock.
+ *
+ * The same wait queue as natively: poll and epoll entries that were added before the takeover keep working.
+ */
+void vso_flow_wake(struct vso_sock *vs, __poll_t events)
+{
+	struct sock *sk = vs->sk;
+	struct socket_wq *wq;
+
+	if (!sk)
+		return;
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_poll(&wq->wait, events);
+	if (events & EPOLLIN)
+		sk_wake_async(sk, SOCK_WAKE_WAITD, POLL_IN);
+	if (events & EPOLLOUT)
+		sk_wake_async(sk, SOCK_WAKE_SPACE, POLL_OUT);
+	if (events & EPOLLHUP)
+		sk_wake_async(sk, SOCK_WAKE_WAITD, POLL_HUP);
+	rcu_read_unlock();
+}
+
+/** vso_write_space() - room came: wake writers who found none. Called without vs->lock. */
+void vso_write_space(struct vso_sock *vs)
+{
+	spin_lock_bh(&vs->lock);
+	if (vs->want_write && vso_stream_writable(vs)) {
+		vs->want_write = false;
+		vso_flow_wake(vs, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
+	}
+	spin_unlock_bh(&vs->lock);
+}
+
+/**
+ * vso_flow_open() - take an id for an opening request that follows
+ *
+ * Return: 0, -ENOMEM, -ENFILE when 2^31 flows are open.
+ */
+int vso_flow_open(struct vso_sock *vs)
+{
+	struct vso_dev *dev = vs->dev;
+	u32 id;
+	int err;
+
+	refcount_inc(&vs->ref);
+	err = xa_alloc_cyclic_bh(&dev->flows, &id, vs, XA_LIMIT(1, VSO_FLOW_DEVICE - 1), &dev->next_flow, GFP_KERNEL);
+	if (err < 0) {
+		refcount_dec(&vs->ref);
+		return err == -EBUSY ? -ENFILE : err;
+	}
+	atomic_inc(&dev->nr_flows);
+	spin_lock_bh(&vs->lock);
+	vs->flow = id;
+	vs->flow_open = true;
+	spin_unlock_bh(&vs->lock);
+	return 0;
+}
+
+/** vso_flow_forget() - the flow ended on both sides: its id is free. Once only; later calls find nothing. */
+void vso_flow_forget(struct vso_sock *vs)
+{
+	struct xarray *xa = vs->flow & VSO_FLOW_DEVICE ? &vs->dev->accepted : &vs->dev->flows;
+	bool open;
+
+	spin_lock_bh(&vs->lock);
+	open = vs->flow_open;
+	vs->flow_open = false;
+	WRITE_ONCE(vs->dead, true);
+	spin_unlock_bh(&vs->lock);
+	if (!open)
+		return;
+	xa_erase_bh(xa, vs->flow & ~VSO_FLOW_DEVICE);
+	atomic_dec(&vs->dev->nr_flows);
+	vso_sock_put(vs);
+}
+
+/**
+ * vso_flow_close() - we are done with the flow. Any context, never fails, sent once.
+ * @arg: VSO_CLOSE_*
+ */
+void vso_flow_close(struct vso_sock *vs, u32 arg)
+{
+	bool send;
+
+	spin_lock_bh(&vs->lock);
+	send = vs->flow_open && !vs->closing;
+	if (send)
+		vs->closing = true;
+	spin_unlock_bh(&vs->lock);
+	if (!send)
+		return;
+	vs->close.hdr.flow = cpu_to_le32(vs->flow);
+	vs->close.hdr.arg = cpu_to_le32(arg);
+	vs->close.truesize = sizeof(vs->close);
+	refcount_inc(&vs->ref);
+	vs->close.vs = vs;
+	vso_tx_submit(vs->pair, &vs->close);
+}
+
+/** vso_flow_send() - send a message on the flow that nobody waits for. Return: 0 or -errno. */
+int vso_flow_send(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp)
+{
+	struct vso_tx *tx = vso_tx_new(vs, type, arg, payload, len, gfp);
+
+	return tx ? vso_tx_submit(vs->pair, tx) : -ENOMEM;
+}
+
+/**
+ * vso_flow_request() - send a request whose answer will be awaited
+ *
+ * The cookie tells its answer from the one to an earlier request that was given up.
+ */
+int vso_flow_request(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len)
+{
+	struct vso_tx *tx = vso_tx_new(vs, type, arg, payload, len, GFP_KERNEL);
+
+	if (!tx)
+		return -ENOMEM;
+	spin_lock_bh(&vs->lock);
+	vs->answered = false;
+	reinit_completion(&vs->done);
+	tx->hdr.cookie = cpu_to_le32(++vs->cookie);
+	spin_unlock_bh(&vs->lock);
+	return vso_tx_submit(vs->pair, tx);
+}
+
+/**
+ * vso_flow_wait() - wait for the answer; only a fatal signal or the end of the device ends it early
+ *
+ * Return: 0: vs->verdict and vs->error hold; -ENODEV: the device is gone; -EINTR.
+ */
+int vso_flow_wait(struct vso_sock *vs)
+{
+	int err = wait_for_completion_killable(&vs->done);
+
+	if (err)
+		return -EINTR;
+	return READ_ONCE(vs->answered) ? 0 : -ENODEV;
+}
+
+/* one flow of a device that is gone */
+static void vso_flow_kill(struct vso_sock *vs, int error)
+{
+	spin_lock_bh(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_EMBRYO:
+		vs->pend_err = error;
+		break;
+	case VSO_ST_CONNECTING:
+	case VSO_ST_CONNECTED:
+		vs->state = VSO_ST_CLOSED;
+		if (vs->sk)
+			WRITE_ONCE(vs->sk->sk_err, error);
+		break;
+	default:
+		break;	/* a bound or listening socket goes on natively, a waiting bind() hears it from vso_flow_wait() */
+	}
+	complete_all(&vs->done);
+	vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLOUT | EPOLLWRNORM | EPOLLERR | EPOLLHUP);
+	spin_unlock_bh(&vs->lock);
+	vso_flow_forget(vs);
+}
+
+/** vso_flows_kill() - the device is gone: every flow of it ends here */
+void vso_flows_kill(struct vso_dev *dev, int error)
+{
+	struct xarray *tables[] = { &dev->flows, &dev->accepted };
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(tables); i++) {
+		for (;;) {
+			unsigned long id = 0;
+			struct vso_sock *vs;
+
+			rcu_read_lock();
+			vs = xa_find(tables[i], &id, ULONG_MAX, XA_PRESENT);
+			if (vs && !refcount_inc_not_zero(&vs->ref))
+				vs = NULL;
+			rcu_read_unlock();
+			if (!vs)
+				break;
+			vso_flow_kill(vs, error);
+			vso_sock_put(vs);
+		}
+	}
+}

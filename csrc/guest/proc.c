@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * proc.c - /proc/net/hwsock: the sockets that /proc/net/tcp and ss cannot see.
+ *
+ * One line a socket, of the reader's network namespace; a header names the columns. Addresses are the URIs that the device speaks.
+ * /proc/PID/fdinfo/FD of an offloaded socket has the flow, too.
+ */
+#include <linux/proc_fs.h>
+#include <linux/seq_file.h>
+#include <net/net_namespace.h>
+#include <net/netns/generic.h>
+
+#include "vso.h"
+
+/** vso_state_name() - for people */
+const char *vso_state_name(enum vso_state state)
+{
+	static const char * const names[] = {
+		[VSO_ST_BINDING] = "BINDING",
+		[VSO_ST_BOUND] = "BOUND",
+		[VSO_ST_CONNECTING] = "CONNECTING",
+		[VSO_ST_NATIVE] = "TO_NATIVE",
+		[VSO_ST_CONNECTED] = "CONNECTED",
+		[VSO_ST_LISTENING] = "LISTEN",
+		[VSO_ST_EMBRYO] = "ANNOUNCED",
+		[VSO_ST_CLOSED] = "CLOSED",
+		[VSO_ST_GONE] = "GONE",
+	};
+
+	return state < ARRAY_SIZE(names) && names[state] ? names[state] : "?";
+}
+
+static void *vso_seq_start(struct seq_file *m, loff_t *pos)
+{
+	spin_lock_bh(&vso_all_lock);
+	return seq_list_start_head(&vso_all, *pos);
+}
+
+static void *vso_seq_next(struct seq_file *m, void *v, loff_t *pos)
+{
+	return seq_list_next(v, &vso_all, pos);
+}
+
+static void vso_seq_stop(struct seq_file *m, void *v)
+{
+	spin_unlock_bh(&vso_all_lock);
+}
+
+static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
+{
+	bool dgram = vs->row->type == SOCK_DGRAM;
+	char local[64], remote[64] = "-";
+	u32 rx, tx;
+
+	if (!vs->sk || !net_eq(vs->net, seq_file_net(m)))
+		return;
+	vso_uri_format(local, sizeof(local), &vs->local, dgram);
+	if (vs->state == VSO_ST_CONNECTED && vs->peer.sa.sa_family)
+		vso_uri_format(remote, sizeof(remote), &vs->peer, dgram);
+	else if (vs->state == VSO_ST_CONNECTING)
+		vso_uri_format(remote, sizeof(remote), &vs->target, dgram);
+	rx = vs->state == VSO_ST_LISTENING ? vs->acceptq_len : vs->rx_bytes;
+	tx = vs->state == VSO_ST_LISTENING ? vs->buf_alloc : dgram ? 0 : vs->tx_cnt - vs->peer_fwd;
+	seq_printf(m, "%-5s %-10s %-32s %-32s %8u %8u %5u %8lu %08x %4u %8u\n",
+		   dgram ? "udp" : vs->row->protocol == IPPROTO_MPTCP ? "mptcp" : "tcp", vso_state_name(vs->state), local, remote,
+		   rx, tx, from_kuid_munged(seq_user_ns(m), vs->uid), vs->ino, vs->flow,
+		   (unsigned int)(vs->pair - vs->dev->pair), vs->rx_drops);
+}
+
+static int vso_seq_show(struct seq_file *m, void *v)
+{
+	struct vso_sock *vs;
+
+	if (v == &vso_all) {
+		seq_printf(m, "%-5s %-10s %-32s %-32s %8s %8s %5s %8s %8s %4s %8s\n", "proto", "state", "local", "remote",
+			   "rx_queue", "tx_queue", "uid", "inode", "flow", "pair", "drops");
+		return 0;
+	}
+	vs = list_entry(v, struct vso_sock, all);
+	spin_lock(&vs->lock);
+	vso_seq_line(m, vs);
+	spin_unlock(&vs->lock);
+	return 0;
+}
+
+static const struct seq_operations vso_seq_ops = {
+	.start = vso_seq_start,
+	.next = vso_seq_next,
+	.stop = vso_seq_stop,
+	.show = vso_seq_show,
+};
+
+/** vso_show_fdinfo() - /proc/PID/fdinfo/FD */
+void vso_show_fdinfo(struct seq_file *m, struct socket *sock)
+{
+	struct vso_sock *vs = vso_sock_get(sock);
+
+	if (!vs)
+		return;
+	seq_printf(m, "hwsock-flow:\t%08x\nhwsock-state:\t%s\n", vs->flow, vso_state_name(READ_ONCE(vs->state)));
+	vso_sock_put(vs);
+}
+
+static int __net_init vso_net_init(struct net *net)
+{
+	return proc_create_net("hwsock", 0444, net->proc_net, &vso_seq_ops, sizeof(struct seq_net_private)) ? 0 : -ENOMEM;
+}
+
+static void __net_exit vso_net_exit(struct net *net)
+{
+	remove_proc_entry("hwsock", net->proc_net);
+}
+
+static struct pernet_operations vso_net_ops = {
+	.init = vso_net_init,
+	.exit = vso_net_exit,
+};
+
+int vso_proc_init(void)
+{
+	return register_pernet_subsys(&vso_net_ops);
+}
+
+void vso_proc_exit(void)
+{
+	unregister_pernet_subsys(&vso_net_ops);
+}

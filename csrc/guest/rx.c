@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * rx.c - what the device says.
+ *
+ * Runs in the pair's tasklet, so the messages of a flow are handled one after the other, in order. A message is checked against the table
+ * below (length, needs a flow) and then handled under RCU, which keeps the flow's memory; a flow that is found has the flow table's
+ * reference until vso_flow_forget(), and that runs here or when the device is gone.
+ *
+ * Whose fault.  A malformed message or one of an unknown type is the device's fault: all flows are reset. One for a flow that does not
+ * exist crossed our CLOSE and is ignored. More bytes than the window reset that flow with EPROTO. Not enough memory for bytes that
+ * came resets the flow with ENOBUFS: a stream never silently loses a part.
+ */
+#include <linux/slab.h>
+
+#include "vso.h"
+
+/* one message, its header copied once (the page is shared with the device until then) */
+struct vso_msg {
+	struct vso_pair *pair;
+	struct vso_sock *vs;
+	struct page *page;
+	const u8 *data;
+	u32 type, flow, len, arg, buf_alloc, fwd_cnt, cookie;
+	bool taken;		/* the page belongs to a socket queue now */
+};
+
+/* the flow ends here with an error for the application; the device hears CLOSE */
+static void vso_flow_fail(struct vso_sock *vs, int error)
+{
+	spin_lock_bh(&vs->lock);
+	if (vs->state == VSO_ST_EMBRYO) {
+		vs->pend_err = error;
+	} else if (vs->state == VSO_ST_CONNECTED) {
+		vs->state = VSO_ST_CLOSED;
+		if (vs->sk)
+			WRITE_ONCE(vs->sk->sk_err, error);
+		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLOUT | EPOLLWRNORM | EPOLLERR | EPOLLHUP);
+	}
+	spin_unlock_bh(&vs->lock);
+	vso_flow_close(vs, VSO_CLOSE_ABORT);
+}
+
+/* append bytes to the receive queue. Called under vs->lock. Return: false without memory */
+static bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
+{
+	struct vso_seg *seg;
+	u32 cap;
+
+	if (m->len > VSO_COPYBREAK) {
+		seg = kzalloc(sizeof(*seg), GFP_ATOMIC);
+		if (!seg)
+			return false;
+		seg->page = m->page;
+		seg->off = m->data - (const u8 *)page_address(m->page);
+		seg->truesize = sizeof(*seg) + page_size(m->page);
+		m->taken = true;
+	} else {
+		/* small messages share an allocation, so that a stream of single bytes costs little more than its bytes */
+		seg = list_empty(&vs->rxq) ? NULL : list_last_entry(&vs->rxq, struct vso_seg, list);
+		if (seg && !seg->page && seg->cap - seg->off - seg->len >= m->len) {
+			memcpy(seg->data + seg->off + seg->len, m->data, m->len);
+			seg->len += m->len;
+			goto counted;
+		}
+		cap = roundup_pow_of_two(sizeof(*seg) + max_t(u32, m->len, 256)) - sizeof(*seg);
+		seg = kmalloc(sizeof(*seg) + cap, GFP_ATOMIC);
+		if (!seg)
+			return false;
+		seg->page = NULL;
+		seg->off = 0;
+		seg->cap = cap;
+		seg->truesize = sizeof(*seg) + cap;
+		memcpy(seg->data, m->data, m->len);
+	}
+	seg->len = m->len;
+	vs->rx_mem += seg->truesize;
+	list_add_tail(&seg->list, &vs->rxq);
+counted:
+	vs->rx_bytes += m->len;
+	return true;
+}
+
+static void vso_msg_data(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs;
+	int error = 0;
+
+	if (!m->len)
+		return;
+	spin_lock(&vs->lock);
+	if (vs->state != VSO_ST_CONNECTED || vs->closing)
+		goto unlock;		/* it crossed our CLOSE, or comes after a RESET */
+	if (vs->peer_fin || m->len > vs->buf_alloc - vs->rx_bytes)
+		error = EPROTO;
+	else if (!vso_rx_queue(vs, m))
+		error = ENOBUFS;
+	else if (vs->rx_bytes >= min_t(u32, vs->sk ? READ_ONCE(vs->sk->sk_rcvlowat) : 1, vs->buf_alloc / 2))
+		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDBAND);
+unlock:
+	spin_unlock(&vs->lock);
+	if (error)
+		vso_flow_fail(vs, error);
+}
+
+static void vso_msg_credit(struct vso_msg *m)
+{
+	/* vso_rx() took the numbers already */
+}
+
+static void vso_msg_shutdown(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs;
+
+	spin_lock(&vs->lock);
+	if (m->arg & VSO_SHUT_SEND && !vs->peer_fin) {
+		vs->peer_fin = true;
+		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | (vs->snd_shut ? EPOLLHUP : 0));
+	}
+	spin_unlock(&vs->lock);
+}
+
+static void vso_msg_dgram(struct vso_msg *m)
+{
+	vso_rx_dgram(m->vs, m->data, m->len);
+}
+
+static void vso_msg_ping(struct vso_msg *m)
+{
+	vso_pong(m->pair, VSO_PONG, m->cookie);
+}
+
+static void vso_msg_pong(struct vso_msg *m)
+{
+	/* dev->alive says it all */
+}
+
+static void vso_msg_hello_reply(struct vso_msg *m)
+{
+	vso_hello_reply(m->pair->dev, m->arg, m->data, m->len);
+}
+
+/*
+ * The URIs behind a reply. What cannot be said in this socket's family (a Unix socket serves it, say) reads as the unspecified address for
+ * the local side and as what was asked for on the peer side.
+ */
+static void vso_msg_names(struct vso_sock *vs, const u8 *data, u32 len, u32 local_len, u32 peer_len)
+{
+	union vso_addr addr;
+
+	if (local_len + peer_len > len)
+		return;
+	if (!vso_uri_parse(data, local_len, vs->row->family, &addr))
+		vs->local = addr;
+	if (peer_len && !vso_uri_parse(data + local_len, peer_len, vs->row->family, &addr))
+		vs->peer = addr;
+}
+
+static bool vso_reply_ok(const struct vso_reply *r)
+{
+	return le32_to_cpu(r->verdict) == VSO_OFFLOAD && !r->error;
+}
+
+/* what connect(), bind() or listen() of a refused socket shall say */
+static u32 vso_reply_errno(const struct vso_reply *r)
+{
+	u32 error = le32_to_cpu(r->error);
+
+	return error && error < MAX_ERRNO ? error : EACCES;
+}
+
+static void vso_msg_connect_reply(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs;
+	bool ends = false, fallback = false;
+	struct vso_tx *tx, *next;
+	struct vso_reply r;
+	LIST_HEAD(deferred);
+
+	memcpy(&r, m->data, sizeof(r));
+	spin_lock(&vs->lock);
+	if (vs->closing || vs->state != VSO_ST_CONNECTING || m->cookie != vs->cookie) {
+		/* crossed our CLOSE; a refusal ended the flow, and the device will ignore the CLOSE */
+		ends = vs->closing && !vso_reply_ok(&r) && !vs->was_bound;
+		goto unlock;
+	}
+	vs->verdict = le32_to_cpu(r.verdict);
+	vs->error = vso_reply_ok(&r) ? 0 : vso_reply_errno(&r);
+	vs->answered = true;
+	if (vso_reply_ok(&r)) {
+		vs->peer = vs->target;
+		vso_msg_names(vs, m->data + sizeof(r), m->len - sizeof(r), le16_to_cpu(r.local_len), le16_to_cpu(r.peer_len));
+		list_splice_init(&vs->deferred, &deferred);
+		list_for_each_entry(tx, &deferred, list) {
+			refcount_inc(&vs->ref);
+			tx->vs = vs;
+		}
+		vs->state = VSO_ST_CONNECTED;
+		vso_flow_wake(vs, EPOLLOUT | EPOLLWRNORM);
+	} else if (vs->verdict == VSO_NATIVE) {
+		ends = !vs->was_bound;
+		vs->error = 0;
+		fallback = vs->row->type == SOCK_STREAM;	/* datagram sockets do it themselves: they always wait */
+		vs->state = VSO_ST_NATIVE;
+	} else {
+		ends = !vs->was_bound;
+		vs->state = vs->was_bound ? VSO_ST_BOUND : VSO_ST_CLOSED;
+		if (vs->sk && vs->row->type == SOCK_STREAM)
+			WRITE_ONCE(vs->sk->sk_err, vs->error);
+		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLERR | EPOLLHUP);
+	}
+	complete_all(&vs->done);
+unlock:
+	spin_unlock(&vs->lock);
+	list_for_each_entry_safe(tx, next, &deferred, list) {
+		list_del_init(&tx->list);
+		vso_tx_submit(vs->pair, tx);
+	}
+	if (fallback) {
+		refcount_inc(&vs->ref);		/* the work's */
+		queue_work(system_unbound_wq, &vs->work);
+	}
+	if (ends)
+		vso_flow_forget(vs);
+}
+
+/* BIND_REPLY and LISTEN_REPLY: a process waits for it and does the rest */
+static void vso_msg_bind_reply(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs;
+	bool bind = m->type == VSO_BIND_REPLY, ends = false;
+	struct vso_reply r;
+
+	memcpy(&r, m->data, sizeof(r));
+	spin_lock(&vs->lock);
+	if (vs->closing || m->cookie != vs->cookie) {
+		ends = vs->closing && bind && !vso_reply_ok(&r);
+		goto unlock;
+	}
+	vs->verdict = le32_to_cpu(r.verdict);
+	vs->error = vso_reply_ok(&r) || vs->verdict == VSO_NATIVE ? 0 : vso_reply_errno(&r);
+	vs->answered = true;
+	if (vso_reply_ok(&r))
+		vso_msg_names(vs, m->data + sizeof(r), m->len - sizeof(r), le16_to_cpu(r.local_len), 0);
+	else
+		ends = bind;
+	complete_all(&vs->done);
+unlock:
+	spin_unlock(&vs->lock);
+	if (ends)
+		vso_flow_forget(vs);
+}
+
+static void vso_msg_accept(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs, *child;
+	struct vso_dev *dev = m->pair->dev;
+	struct vso_accept a;
+	u32 id;
+
+	memcpy(&a, m->data, sizeof(a));
+	id = le32_to_cpu(a.new_flow);
+	if (!(id & VSO_FLOW_DEVICE)) {
+		vso_dev_broken(dev, "ACCEPT names a flow id of the driver's range");
+		return;
+	}
+	refcount_inc(&dev->ref);
+	child = vso_sock_new(vs->row, dev, GFP_ATOMIC);
+	if (!child)
+		goto nomem;
+	child->pair = m->pair;
+	child->flow = id;
+	child->state = VSO_ST_EMBRYO;
+	child->flow_open = true;
+	child->peer_alloc = le32_to_cpu(a.buf_alloc);
+	child->peer.sa.sa_family = vs->row->family;
+	child->local = vs->local;
+	vso_msg_names(child, m->data + sizeof(a), m->len - sizeof(a), le16_to_cpu(a.local_len), le16_to_cpu(a.peer_len));
+	if (xa_insert_bh(&dev->accepted, id & ~VSO_FLOW_DEVICE, child, GFP_ATOMIC)) {
+		vso_sock_put(child);
+		goto nomem;
+	}
+	atomic_inc(&dev->nr_flows);		/* the first reference is the flow table's */
+
+	spin_lock(&vs->lock);
+	if (vs->closing || vs->rcv_shut || !vs->sk || vs->acceptq_len >= vs->buf_alloc) {
+		spin_unlock(&vs->lock);
+		vso_flow_close(child, VSO_CLOSE_ABORT);
+		return;
+	}
+	refcount_inc(&child->ref);
+	list_add_tail(&child->accept_node, &vs->acceptq);
+	vs->acceptq_len++;
+	vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM);
+	spin_unlock(&vs->lock);
+	return;
+nomem:
+	/* without an id there is no CLOSE either; the device's flow ends with the listener's epoch */
+	pr_warn_ratelimited("virtio_socket: no memory for a connection to a listener\n");
+}
+
+static void vso_msg_closed(struct vso_msg *m)
+{
+	if (!READ_ONCE(m->vs->closing)) {
+		vso_dev_broken(m->pair->dev, "CLOSED without CLOSE");
+		return;
+	}
+	vso_flow_forget(m->vs);
+}
+
+static void vso_msg_reset(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs;
+	int error = m->arg && m->arg < MAX_ERRNO ? m->arg : ECONNRESET;
+
+	spin_lock(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_EMBRYO:
+		vs->pend_err = error;
+		break;
+	case VSO_ST_CONNECTING:
+	case VSO_ST_CONNECTED:
+		/* as tcp_reset(): after a FIN nobody waits for more, and a writer sees EPIPE */
+		if (vs->peer_fin && error == ECONNRESET)
+			error = EPIPE;
+		vs->state = VSO_ST_CLOSED;
+		if (vs->sk)
+			WRITE_ONCE(vs->sk->sk_err, error);
+		break;
+	default:
+		break;		/* a listener stays reachable inside the guest */
+	}
+	vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLOUT | EPOLLWRNORM | EPOLLERR | EPOLLHUP);
+	spin_unlock(&vs->lock);
+	vso_flow_close(vs, VSO_CLOSE_ABORT);
+}
+
+static void vso_msg_sockopt_reply(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs;
+	struct vso_sockopt o;
+
+	memcpy(&o, m->data, sizeof(o));
+	spin_lock(&vs->lock);
+	if (m->cookie && m->cookie == vs->cookie && !vs->answered) {
+		vs->error = m->arg < MAX_ERRNO ? m->arg : EIO;
+		vs->answered = true;
+		if (vs->opt_buf) {
+			vs->opt_len = min3((u32)le32_to_cpu(o.len), m->len - (u32)sizeof(o), vs->opt_len);
+			memcpy(vs->opt_buf, m->data + sizeof(o), vs->opt_len);
+		}
+		complete_all(&vs->done);
+	}
+	spin_unlock(&vs->lock);
+}
+
+/* the messages of the device: least payload, whether they name a flow, what they do */
+static const struct vso_rule {
+	u16 min;
+	bool flow;
+	void (*handle)(struct vso_msg *m);
+} vso_rules[] = {
+	[VSO_DATA]		= { 0, true, vso_msg_data },
+	[VSO_CREDIT]		= { 0, true, vso_msg_credit },
+	[VSO_SHUTDOWN]		= { 0, true, vso_msg_shutdown },
+	[VSO_DGRAM]		= { sizeof(struct vso_dgram), true, vso_msg_dgram },
+	[VSO_PING]		= { 0, false, vso_msg_ping },
+	[VSO_PONG]		= { 0, false, vso_msg_pong },
+	[VSO_HELLO_REPLY]	= { sizeof(struct vso_hello), false, vso_msg_hello_reply },
+	[VSO_CONNECT_REPLY]	= { sizeof(struct vso_reply), true, vso_msg_connect_reply },
+	[VSO_BIND_REPLY]	= { sizeof(struct vso_reply), true, vso_msg_bind_reply },
+	[VSO_LISTEN_REPLY]	= { sizeof(struct vso_reply), true, vso_msg_bind_reply },
+	[VSO_ACCEPT]		= { sizeof(struct vso_accept), true, vso_msg_accept },
+	[VSO_CLOSED]		= { 0, true, vso_msg_closed },
+	[VSO_RESET]		= { 0, true, vso_msg_reset },
+	[VSO_SOCKOPT_REPLY]	= { sizeof(struct vso_sockopt), true, vso_msg_sockopt_reply },
+};
+
+/* the device's window; on a listener the same fields mean nothing from its side */
+static void vso_rx_credit(struct vso_sock *vs, const struct vso_msg *m)
+{
+	if (vs->row->type != SOCK_STREAM || READ_ONCE(vs->state) == VSO_ST_LISTENING)
+		return;
+	spin_lock(&vs->lock);
+	vs->peer_alloc = m->buf_alloc;
+	vs->peer_fwd = m->fwd_cnt;
+	if (vs->want_write && vso_stream_writable(vs)) {
+		vs->want_write = false;
+		vso_flow_wake(vs, EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
+	}
+	spin_unlock(&vs->lock);
+}
+
+/**
+ * vso_rx() - handle one message
+ * @page: holds it; the page is ours again
+ * @used: bytes that the device wrote
+ *
+ * Return: true when the page was kept, false when it may be posted again.
+ */
+bool vso_rx(struct vso_pair *pair, struct page *page, u32 used)
+{
+	struct vso_msg m = { .pair = pair, .page = page };
+	struct vso_dev *dev = pair->dev;
+	const struct vso_rule *rule;
+	struct vso_hdr hdr;
+
+	WRITE_ONCE(dev->alive, jiffies);
+	used = min_t(u32, used, page_size(page));
+	if (used < sizeof(hdr)) {
+		vso_dev_broken(dev, "a message shorter than its header");
+		return false;
+	}
+	memcpy(&hdr, page_address(page), sizeof(hdr));
+	m.data = (const u8 *)page_address(page) + sizeof(hdr);
+	m.type = le16_to_cpu(hdr.type);
+	m.flow = le32_to_cpu(hdr.flow);
+	m.len = le32_to_cpu(hdr.len);
+	m.arg = le32_to_cpu(hdr.arg);
+	m.buf_alloc = le32_to_cpu(hdr.buf_alloc);
+	m.fwd_cnt = le32_to_cpu(hdr.fwd_cnt);
+	m.cookie = le32_to_cpu(hdr.cookie);
+	rule = m.type < ARRAY_SIZE(vso_rules) ? &vso_rules[m.type] : NULL;
+	if (!rule || !rule->handle) {
+		vso_dev_broken(dev, "a message of a type that does not exist");
+		return false;
+	}
+	if (m.len > used - sizeof(hdr) || m.len < rule->min) {
+		vso_dev_broken(dev, "a message with a wrong length");
+		return false;
+	}
+	if (!rule->flow) {
+		rule->handle(&m);
+		return false;
+	}
+	rcu_read_lock();
+	m.vs = xa_load(m.flow & VSO_FLOW_DEVICE ? &dev->accepted : &dev->flows, m.flow & ~VSO_FLOW_DEVICE);
+	if (m.vs) {
+		vso_rx_credit(m.vs, &m);
+		rule->handle(&m);
+	}
+	rcu_read_unlock();
+	return m.taken;
+}

@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * sock_open.c - undecided sockets, and connect().
+ *
+ * The four operations of the undecided table decide. What is clearly not the device's (loopback, an address of this guest, a socket of
+ * the kernel, another network namespace, a socket tied to an interface, no device) goes to the native table at once. For a stream
+ * socket the native table is put back *before* the native call, with cmpxchg, so that of two racing threads one decides; when the
+ * native connect fails at once, the socket becomes undecided again.
+ *
+ * What may be the device's is taken over (vso_take) and asked for, one round trip. The answer:
+ *
+ *   OFFLOAD          the socket is CONNECTED
+ *   OFFLOAD, DENY    with an errno: connect() fails with it, and the socket is undecided again
+ *   NATIVE           a work item does the native connect, non-blocking, on the same socket and gives the native table back. It must
+ *                    be a work item: a non-blocking caller is long gone. A blocking caller then waits in the native connect().
+ *
+ * connect() of an offloaded socket follows __inet_stream_connect() in what it returns when: sock->state tells, as there, whether the
+ * application has heard of the outcome (SS_CONNECTING until a connect() call reported it).
+ */
+#include <linux/cred.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/tcp.h>
+#include <net/inet_connection_sock.h>
+#include <net/inet_sock.h>
+#include <net/net_namespace.h>
+#include <net/tcp_states.h>
+
+#include "vso.h"
+
+bool vso_all_netns;
+unsigned int vso_window = 512 * 1024;
+
+/**
+ * vso_eligible() - may the device be asked about this socket at all?
+ *
+ * Not for sockets of the kernel, of other network namespaces (a container without a network must not gain one), or with
+ * properties that only the guest's own stack can honour.
+ */
+bool vso_eligible(const struct vso_row *row, struct sock *sk)
+{
+	if (!sk || sk->sk_kern_sock || (!vso_all_netns && !net_eq(sock_net(sk), &init_net)))
+		return false;
+	if (sk->sk_bound_dev_if || sk->sk_mark || vso_inet_transparent(sk))
+		return false;
+	if (rcu_access_pointer(sk->sk_filter) || rcu_access_pointer(sk->sk_user_data))	/* BPF filters, sockmap */
+		return false;
+	if (row->protocol == IPPROTO_TCP && (inet_csk(sk)->icsk_ulp_ops || tcp_sk(sk)->repair))
+		return false;
+	return true;
+}
+
+/**
+ * vso_take() - take an undecided socket over
+ *
+ * Return: its new state with a reference for the caller; NULL: no device or no memory, so native; ERR_PTR(-EAGAIN): somebody else
+ * decided, read sock->ops again.
+ */
+struct vso_sock *vso_take(const struct vso_row *row, struct socket *sock)
+{
+	struct vso_dev *dev = vso_dev_get();
+	struct vso_sock *vs;
+	int err;
+
+	if (!dev)
+		return NULL;
+	if (row->type == SOCK_DGRAM && !(dev->features & VSO_F_DGRAM)) {
+		vso_dev_put(dev);
+		return NULL;
+	}
+	vs = vso_sock_new(row, dev, GFP_KERNEL);
+	if (!vs)
+		return NULL;
+	vs->state = VSO_ST_BINDING;	/* whoever comes now waits */
+	err = vso_attach(vs, sock, &row->undecided);
+	if (!err)
+		return vs;
+	vso_sock_put(vs);
+	return err == -EAGAIN ? ERR_PTR(err) : NULL;
+}
+
+/**
+ * vso_open_request() - send CONNECT or BIND
+ *
+ * Opens the flow unless BIND did. On failure the flow is forgotten if this call opened it. Return: 0, -ENODEV, -ENOMEM, -ENFILE.
+ */
+int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const union vso_addr *addr, u16 flags)
+{
+	bool dgram = vs->row->type == SOCK_DGRAM, opened = false;
+	struct sock *sk = sock->sk;
+	union vso_addr local = {};
+	struct vso_open *open;
+	u8 *buf, *p;
+	int err, n;
+
+	buf = kzalloc(sizeof(*open) + 2 * (VSO_URI_MAX + 1) + VSO_OPTS_MAX, GFP_KERNEL);
+	if (!buf)
+		return -ENOMEM;
+	open = (struct vso_open *)buf;
+	p = buf + sizeof(*open);
+	n = vso_uri_format(p, VSO_URI_MAX + 1, addr, dgram);
+	open->uri_len = cpu_to_le16(n);
+	p += n;
+	if (type == VSO_CONNECT && inet_sk(sk)->inet_num &&
+	    vs->row->native->getname(sock, (struct sockaddr *)&local, 0) > 0) {
+		n = vso_uri_format(p, VSO_URI_MAX + 1, &local, dgram);
+		open->local_len = cpu_to_le16(n);
+		p += n;
+	}
+	n = vso_opts_build(sk, vs->row, type == VSO_BIND, p, VSO_OPTS_MAX);
+	open->opts_len = cpu_to_le16(n);
+	p += n;
+	open->flags = cpu_to_le16(flags);
+	if (!net_eq(sock_net(sk), &init_net))
+		open->netns = cpu_to_le64(sock_net(sk)->ns.inum);
+	open->uid = cpu_to_le32(from_kuid(&init_user_ns, current_fsuid()));
+	open->pid = cpu_to_le32(task_tgid_nr(current));
+	get_task_comm(open->comm, current);
+	if (sk->sk_userlocks & SOCK_SNDBUF_LOCK)
+		open->sndbuf = cpu_to_le32(READ_ONCE(sk->sk_sndbuf));
+	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK)
+		open->rcvbuf = cpu_to_le32(READ_ONCE(sk->sk_rcvbuf));
+
+	if (!READ_ONCE(vs->flow_open)) {
+		err = vso_flow_open(vs);
+		opened = !err;
+		if (err)
+			goto out;
+	}
+	err = vso_flow_request(vs, type, 0, buf, p - buf);
+	if (err && opened)
+		vso_flow_forget(vs);
+out:
+	kfree(buf);
+	return err;
+}
+
+/**
+ * vso_pre_connect() - what runs before a native connect: the cgroup's BPF programs
+ *
+ * They may refuse, or rewrite the address in place. They run once more should the connect become native.
+ */
+int vso_pre_connect(struct sock *sk, vso_sockaddr *uaddr, int len)
+{
+	int err;
+
+	if (!sk->sk_prot->pre_connect)
+		return 0;
+	lock_sock(sk);
+	err = sk->sk_prot->pre_connect(sk, (void *)uaddr, len);
+	release_sock(sk);
+	return err;
+}
+
+/* the native table is back before the native call; undecided again if nothing came of it */
+static int vso_commit_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+{
+	int err;
+
+	if (cmpxchg(&sock->ops, &row->undecided, row->native) != &row->undecided)
+		return vso_again(sock, connect, uaddr, len, flags);
+	err = row->native->connect(sock, uaddr, len, flags);
+	if (err && READ_ONCE(sock->state) == SS_UNCONNECTED)
+		cmpxchg(&sock->ops, row->native, &row->undecided);
+	return err;
+}
+
+static bool vso_connect_done(struct vso_sock *vs, u32 arg)
+{
+	switch (READ_ONCE(vs->state)) {
+	case VSO_ST_BINDING:
+	case VSO_ST_CONNECTING:
+	case VSO_ST_NATIVE:
+		return false;
+	default:
+		return true;
+	}
+}
+
+/* connect() that is under way: wait as the caller wishes, then say how it went. @err: what an unfinished one returns */
+static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags, int err)
+{
+	long timeo = sock_sndtimeo(sock->sk, flags & O_NONBLOCK);
+	const struct vso_row *row = vs->row;
+	struct sock *sk = sock->sk;
+	int wait;
+
+	if (!timeo)
+		return err;
+	wait = vso_wait_event(vs, sk, &timeo, vso_connect_done, 0, false);
+	if (wait)
+		return wait == -EAGAIN ? err : wait;
+	switch (READ_ONCE(vs->state)) {
+	case VSO_ST_CONNECTED:
+		sock->state = SS_CONNECTED;
+		return 0;
+	case VSO_ST_GONE:
+		if (READ_ONCE(sock->ops) == row->native)
+			return row->native->connect(sock, (void *)&vs->target, vs->target_len, flags);
+		return sock_error(sk) ?: -ECONNABORTED;
+	case VSO_ST_CLOSED:
+		err = sock_error(sk) ?: -ECONNABORTED;
+		sock->state = SS_UNCONNECTED;
+		vso_detach(vs, &row->undecided);
+		return err;
+	default:
+		sock->state = SS_UNCONNECTED;	/* bound, as before */
+		return sock_error(sk) ?: -ECONNABORTED;
+	}
+}
+
+/* ask for a connection. Taken-over (BINDING) or BOUND sockets */
+static int vso_connect_start(struct vso_sock *vs, struct socket *sock, const union vso_addr *addr, vso_sockaddr *uaddr, int len,
+			     int flags)
+{
+	int err;
+
+	spin_lock_bh(&vs->lock);
+	vs->state = VSO_ST_CONNECTING;
+	vs->target = *addr;
+	vs->target_len = vso_addr_len(addr);
+	spin_unlock_bh(&vs->lock);
+	sock->state = SS_CONNECTING;
+	err = vso_open_request(vs, sock, VSO_CONNECT, addr, 0);
+	if (err) {
+		/* nothing was asked: as if there were no device */
+		sock->state = SS_UNCONNECTED;
+		vso_flow_close(vs, 0);
+		vso_detach(vs, &vs->row->undecided);
+		return vso_commit_connect(vs->row, sock, uaddr, len, flags);
+	}
+	return vso_connect_wait(vs, sock, flags, -EINPROGRESS);
+}
+
+int vso_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+{
+	struct sock *sk = sock->sk;
+	union vso_addr addr;
+	struct vso_sock *vs;
+	int err;
+
+	if (row->type == SOCK_DGRAM)
+		return vso_dgram_undecided_connect(row, sock, uaddr, len, flags);
+	if (len >= (int)sizeof(sa_family_t) && uaddr->sa_family == AF_UNSPEC)
+		return row->native->connect(sock, uaddr, len, flags);
+	if (!vso_eligible(row, sk) || sk->sk_state != TCP_CLOSE || sock->state != SS_UNCONNECTED ||
+	    len < (int)sizeof(sa_family_t) || uaddr->sa_family != row->family)
+		goto native;
+	err = vso_pre_connect(sk, uaddr, len);
+	if (err)
+		return err;
+	if (vso_addr_copy(&addr, (void *)uaddr, len, row->family) < 0 || !vso_addr_port(&addr) ||
+	    vso_addr_scope(sock_net(sk), &addr) != VSO_SCOPE_REMOTE)
+		goto native;
+	vs = vso_take(row, sock);
+	if (!vs)
+		goto native;
+	if (IS_ERR(vs))
+		return vso_again(sock, connect, uaddr, len, flags);
+	err = vso_connect_start(vs, sock, &addr, uaddr, len, flags);
+	vso_sock_put(vs);
+	return err;
+native:
+	return vso_commit_connect(row, sock, uaddr, len, flags);
+}
+
+int vso_undecided_listen(const struct vso_row *row, struct socket *sock, int backlog)
+{
+	union vso_addr any = { .sa.sa_family = row->family };
+	struct sock *sk = sock->sk;
+	int err;
+
+	if (row->type != SOCK_STREAM)
+		return row->native->listen(sock, backlog);
+	/* not bound yet: listen() binds to any address and a free port, and that is the device's to know */
+	if (vso_eligible(row, sk) && sk->sk_state == TCP_CLOSE && sock->state == SS_UNCONNECTED && !inet_sk(sk)->inet_num) {
+		err = vso_undecided_bind(row, sock, (void *)&any, vso_addr_len(&any));
+		if (err)
+			return err;
+		if (READ_ONCE(sock->ops) != &row->undecided)
+			return vso_again(sock, listen, backlog);
+	}
+	if (cmpxchg(&sock->ops, &row->undecided, row->native) != &row->undecided)
+		return vso_again(sock, listen, backlog);
+	err = row->native->listen(sock, backlog);
+	if (err)
+		cmpxchg(&sock->ops, row->native, &row->undecided);
+	return err;
+}
+
+int vso_undecided_sendmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len)
+{
+	int err;
+
+	if (row->type == SOCK_DGRAM)
+		return vso_dgram_undecided_sendmsg(row, sock, msg, len);
+	/* TCP Fast Open: connect and send in one call. The device connects in one round trip anyway. */
+	if (!(msg->msg_flags & MSG_FASTOPEN) || !msg->msg_name || msg->msg_namelen <= 0)
+		return row->native->sendmsg(sock, msg, len);
+	err = vso_undecided_connect(row, sock, msg->msg_name, msg->msg_namelen, msg->msg_flags & MSG_DONTWAIT ? O_NONBLOCK : 0);
+	if (err)
+		return err;
+	msg->msg_flags &= ~MSG_FASTOPEN;
+	msg->msg_name = NULL;
+	msg->msg_namelen = 0;
+	return vso_again(sock, sendmsg, msg, len);
+}
+
+/* connect(AF_UNSPEC): dissolve the connection, the socket can be used anew */
+static int vso_disconnect(struct vso_sock *vs, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+{
+	struct sock *sk = sock->sk;
+
+	if (!vso_native_cancel(vs))
+		return vso_again(sock, connect, uaddr, len, flags);
+	vso_flow_close(vs, VSO_CLOSE_ABORT);
+	vso_acceptq_flush(vs);
+	if (sk->sk_state == TCP_LISTEN && !vs->native_listen)
+		inet_sk_set_state(sk, TCP_CLOSE);
+	sk->sk_err = 0;
+	sock->state = SS_UNCONNECTED;
+	vso_detach(vs, &vs->row->undecided);
+	return vs->row->native->connect(sock, uaddr, len, flags);
+}
+
+/** vso_connect() - connect() of an offloaded stream socket */
+int vso_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+{
+	struct vso_sock *vs = vso_sock_get(sock);
+	struct sock *sk = sock->sk;
+	union vso_addr addr;
+	int err;
+
+	if (!vs)
+		return vso_again(sock, connect, uaddr, len, flags);
+	if (len < (int)sizeof(sa_family_t)) {
+		err = -EINVAL;
+		goto out;
+	}
+	if (uaddr->sa_family == AF_UNSPEC) {
+		err = vso_disconnect(vs, sock, uaddr, len, flags);
+		goto out;
+	}
+	spin_lock_bh(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_BINDING:
+	case VSO_ST_CONNECTING:
+	case VSO_ST_NATIVE:
+		spin_unlock_bh(&vs->lock);
+		err = vso_connect_wait(vs, sock, flags, -EALREADY);
+		goto out;
+	case VSO_ST_CONNECTED:
+		err = sock->state == SS_CONNECTING ? 0 : -EISCONN;
+		sock->state = SS_CONNECTED;
+		break;
+	case VSO_ST_CLOSED:
+		if (sock->state == SS_CONNECTED) {
+			err = -EISCONN;
+			break;
+		}
+		spin_unlock_bh(&vs->lock);
+		err = vso_connect_wait(vs, sock, 0, -EALREADY);	/* it is over: does not wait */
+		goto out;
+	case VSO_ST_BOUND:
+		spin_unlock_bh(&vs->lock);
+		err = uaddr->sa_family == vs->row->family ? vso_addr_copy(&addr, (void *)uaddr, len, vs->row->family) : -EAFNOSUPPORT;
+		if (err < 0)
+			goto out;
+		if (READ_ONCE(vs->dead) || vso_addr_scope(sock_net(sk), &addr) != VSO_SCOPE_REMOTE) {
+			/* the guest's own business; the carrier is bound where that was possible */
+			vso_flow_close(vs, 0);
+			vso_detach(vs, &vs->row->undecided);
+			err = vso_commit_connect(vs->row, sock, uaddr, len, flags);
+			goto out;
+		}
+		err = vso_pre_connect(sk, uaddr, len) ?: vso_connect_start(vs, sock, &addr, uaddr, len, flags);
+		goto out;
+	case VSO_ST_GONE:
+		spin_unlock_bh(&vs->lock);
+		err = vso_again(sock, connect, uaddr, len, flags);
+		goto out;
+	default:
+		err = -EISCONN;
+	}
+	spin_unlock_bh(&vs->lock);
+out:
+	vso_sock_put(vs);
+	return err;
+}
+
+/** vso_native_work() - the device said NATIVE: connect natively on behalf of a caller who may have left */
+void vso_native_work(struct work_struct *work)
+{
+	struct vso_sock *vs = container_of(work, struct vso_sock, work);
+	const struct vso_row *row = vs->row;
+	struct socket *sock;
+	int err;
+
+	spin_lock_bh(&vs->lock);
+	sock = vs->state == VSO_ST_NATIVE ? vs->sock : NULL;	/* stays: release waits for this work */
+	spin_unlock_bh(&vs->lock);
+	if (sock) {
+		vso_flow_close(vs, 0);
+		sock->state = SS_UNCONNECTED;
+		err = row->native->connect(sock, (void *)&vs->target, vs->target_len, O_NONBLOCK);
+		if (err && err != -EINPROGRESS) {
+			WRITE_ONCE(sock->sk->sk_err, -err);
+			vso_detach(vs, &row->undecided);
+		} else {
+			vso_detach(vs, row->native);
+		}
+	}
+	vso_sock_put(vs);
+}
+
+/**
+ * vso_native_cancel() - make sure that no native fallback runs or will run
+ *
+ * Return: false when one ran and the socket has other ops by now.
+ */
+bool vso_native_cancel(struct vso_sock *vs)
+{
+	if (cancel_work_sync(&vs->work))
+		vso_sock_put(vs);
+	return READ_ONCE(vs->state) != VSO_ST_GONE;
+}

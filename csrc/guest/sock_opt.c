@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * sock_opt.c - socket options: who knows them, carrier or host.
+ *
+ * The carrier checks and stores every option, as natively, and answers getsockopt. Those that shape the host's connection go to the device
+ * as well (VSO_OPT_HOST): with CONNECT and BIND what was set before, with SETSOCKOPT what is set later; set while connecting, they
+ * are kept and sent when connected. An option that is in no row below would succeed on the carrier and do nothing, so it is
+ * ENOPROTOOPT. SOL_SOCKET is the carrier's alone before 6.8, where the core does not show it to us (vso_custom_sockopt).
+ */
+#include <linux/in.h>
+#include <linux/in6.h>
+#include <linux/slab.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <net/inet_connection_sock.h>
+#include <net/inet_sock.h>
+#include <net/ipv6.h>
+#include <net/tcp.h>
+
+#include "vso.h"
+
+enum vso_opt_where {
+	VSO_OPT_CARRIER = 1,	/* about this end only: the carrier stores it, and we or nobody look at it */
+	VSO_OPT_HOST,		/* an integer for the host's socket */
+	VSO_OPT_HOST_STR,	/* a string for the host's socket */
+};
+
+static const struct vso_opt {
+	int level, name;
+	enum vso_opt_where where;
+} vso_opts[] = {
+	{ SOL_TCP, TCP_NODELAY,			VSO_OPT_HOST },
+	{ SOL_TCP, TCP_CORK,			VSO_OPT_HOST },
+	{ SOL_TCP, TCP_KEEPIDLE,		VSO_OPT_HOST },
+	{ SOL_TCP, TCP_KEEPINTVL,		VSO_OPT_HOST },
+	{ SOL_TCP, TCP_KEEPCNT,			VSO_OPT_HOST },
+	{ SOL_TCP, TCP_USER_TIMEOUT,		VSO_OPT_HOST },
+	{ SOL_TCP, TCP_QUICKACK,		VSO_OPT_HOST },
+	{ SOL_TCP, TCP_MAXSEG,			VSO_OPT_HOST },
+	{ SOL_TCP, TCP_SYNCNT,			VSO_OPT_HOST },
+	{ SOL_TCP, TCP_LINGER2,			VSO_OPT_HOST },
+	{ SOL_TCP, TCP_WINDOW_CLAMP,		VSO_OPT_HOST },
+	{ SOL_TCP, TCP_CONGESTION,		VSO_OPT_HOST_STR },
+	{ SOL_TCP, TCP_DEFER_ACCEPT,		VSO_OPT_CARRIER },	/* both only save round trips */
+	{ SOL_TCP, TCP_FASTOPEN,		VSO_OPT_CARRIER },
+	{ SOL_TCP, TCP_FASTOPEN_CONNECT,	VSO_OPT_CARRIER },
+	{ SOL_TCP, TCP_NOTSENT_LOWAT,		VSO_OPT_CARRIER },
+	{ SOL_TCP, TCP_THIN_LINEAR_TIMEOUTS,	VSO_OPT_CARRIER },
+	{ SOL_IP, IP_TOS,			VSO_OPT_HOST },
+	{ SOL_IP, IP_TTL,			VSO_OPT_HOST },
+	{ SOL_IP, IP_MTU_DISCOVER,		VSO_OPT_HOST },
+	{ SOL_IP, IP_RECVERR,			VSO_OPT_CARRIER },	/* the error queue stays empty; errors come as SO_ERROR */
+	{ SOL_IP, IP_BIND_ADDRESS_NO_PORT,	VSO_OPT_CARRIER },
+	{ SOL_IP, IP_LOCAL_PORT_RANGE,		VSO_OPT_CARRIER },
+	{ SOL_IP, IP_FREEBIND,			VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_TCLASS,		VSO_OPT_HOST },
+	{ SOL_IPV6, IPV6_UNICAST_HOPS,		VSO_OPT_HOST },
+	{ SOL_IPV6, IPV6_MTU_DISCOVER,		VSO_OPT_HOST },
+	{ SOL_IPV6, IPV6_V6ONLY,		VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_RECVERR,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_KEEPALIVE,		VSO_OPT_HOST },
+	{ SOL_SOCKET, SO_BROADCAST,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_REUSEADDR,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_REUSEPORT,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_LINGER,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_OOBINLINE,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_SNDBUF,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_RCVBUF,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_SNDBUFFORCE,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_RCVBUFFORCE,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_RCVLOWAT,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_RCVTIMEO_OLD,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_RCVTIMEO_NEW,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_SNDTIMEO_OLD,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_SNDTIMEO_NEW,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_PRIORITY,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_MARK,			VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_DONTROUTE,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_NO_CHECK,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_BUSY_POLL,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_PREFER_BUSY_POLL,	VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_INCOMING_CPU,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_MAX_PACING_RATE,	VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_PASSCRED,		VSO_OPT_CARRIER },
+};
+
+static const struct vso_opt *vso_opt_find(int level, int name)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(vso_opts); i++)
+		if (vso_opts[i].level == level && vso_opts[i].name == name)
+			return &vso_opts[i];
+	return NULL;
+}
+
+/* one option on its way at a time. @get: room for the answer, in and out its length. Return: as the call */
+static int vso_opt_ask(struct vso_sock *vs, u16 type, const void *payload, u32 len, u8 *get, u32 *get_len)
+{
+	int err;
+
+	if (mutex_lock_killable(&vs->opt_mutex))
+		return -EINTR;
+	spin_lock_bh(&vs->lock);
+	vs->opt_buf = get;
+	vs->opt_len = get ? *get_len : 0;
+	spin_unlock_bh(&vs->lock);
+	err = vso_flow_request(vs, type, 0, payload, len) ?: vso_flow_wait(vs);
+	spin_lock_bh(&vs->lock);
+	if (get)
+		*get_len = vs->opt_len;
+	vs->opt_buf = NULL;
+	spin_unlock_bh(&vs->lock);
+	if (!err)
+		err = -(int)vs->error;
+	mutex_unlock(&vs->opt_mutex);
+	return err == -ENODEV ? 0 : err;	/* the connection died meanwhile, and the carrier took the option */
+}
+
+/* tell the host; while connecting, later */
+static int vso_opt_forward(struct vso_sock *vs, const struct vso_opt *opt, const void *val, u32 len)
+{
+	u8 buf[sizeof(struct vso_sockopt) + VSO_OPTVAL_MAX] = {};
+	struct vso_sockopt *o = (struct vso_sockopt *)buf;
+	struct vso_tx *tx = NULL;
+	enum vso_state state;
+
+	o->level = cpu_to_le32(opt->level);
+	o->name = cpu_to_le32(opt->name);
+	o->len = cpu_to_le32(len);
+	memcpy(buf + sizeof(*o), val, len);
+	if (READ_ONCE(vs->state) == VSO_ST_CONNECTING) {
+		tx = vso_tx_new(NULL, VSO_SETSOCKOPT, 0, buf, sizeof(*o) + len, GFP_KERNEL);
+		if (!tx)
+			return -ENOBUFS;
+		tx->hdr.flow = cpu_to_le32(vs->flow);
+	}
+	spin_lock_bh(&vs->lock);
+	state = vs->state;
+	if (state == VSO_ST_CONNECTING && tx) {
+		list_add_tail(&tx->list, &vs->deferred);
+		tx = NULL;
+	}
+	spin_unlock_bh(&vs->lock);
+	kfree(tx);
+	if (state != VSO_ST_CONNECTED && state != VSO_ST_LISTENING)
+		return 0;	/* a bound socket sends it with CONNECT; a closed one has no host side */
+	return vso_opt_ask(vs, VSO_SETSOCKOPT, buf, sizeof(*o) + len, NULL, NULL);
+}
+
+int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len)
+{
+	const struct vso_opt *opt = vso_opt_find(level, name);
+	struct vso_sock *vs = vso_sock_get(sock);
+	u8 buf[VSO_OPTVAL_MAX] = {};
+	u32 n;
+	int err;
+
+	if (!vs)
+		return vso_again(sock, setsockopt, level, name, val, len);
+	err = -ENOPROTOOPT;
+	if (!opt || (vs->row->type != SOCK_STREAM && level == SOL_TCP))
+		goto out;
+	if (level == SOL_SOCKET && vs->row->protocol != IPPROTO_MPTCP)
+		err = sock_setsockopt(sock, level, name, val, len);
+	else
+		err = vs->row->native->setsockopt(sock, level, name, val, len);
+	if (err || opt->where == VSO_OPT_CARRIER)
+		goto out;
+	n = min_t(u32, len, opt->where == VSO_OPT_HOST ? sizeof(int) : sizeof(buf));
+	err = -EFAULT;
+	if (copy_from_sockptr(buf, val, n))
+		goto out;
+	/* IP options take one byte, too: the wire has integers */
+	err = vso_opt_forward(vs, opt, buf, opt->where == VSO_OPT_HOST ? sizeof(int) : n);
+out:
+	vso_sock_put(vs);
+	return err;
+}
+
+/* what only the host's socket knows */
+static bool vso_opt_ask_host(int level, int name)
+{
+	return level == SOL_TCP && (name == TCP_INFO || name == TCP_MAXSEG || name == TCP_CONGESTION);
+}
+
+int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, int __user *len)
+{
+	struct vso_sock *vs = vso_sock_get(sock);
+	u8 buf[VSO_OPTVAL_MAX];
+	struct vso_sockopt o = { .level = cpu_to_le32(level), .name = cpu_to_le32(name) };
+	int room, err;
+	u32 n;
+
+	if (!vs)
+		return vso_again(sock, getsockopt, level, name, val, len);
+	if (!vso_opt_ask_host(level, name) || READ_ONCE(vs->state) != VSO_ST_CONNECTED) {
+		err = vs->row->native->getsockopt(sock, level, name, val, len);
+		goto out;
+	}
+	err = -EFAULT;
+	if (get_user(room, len))
+		goto out;
+	err = -EINVAL;
+	if (room < 0)
+		goto out;
+	n = min_t(u32, room, sizeof(buf));
+	o.len = cpu_to_le32(n);
+	err = vso_opt_ask(vs, VSO_GETSOCKOPT, &o, sizeof(o), buf, &n);
+	if (!err && (put_user((int)n, len) || copy_to_user(val, buf, n)))
+		err = -EFAULT;
+out:
+	vso_sock_put(vs);
+	return err;
+}
+
+struct vso_opt_buf {
+	u8 *at;
+	u32 left;
+};
+
+static void vso_opt_put(struct vso_opt_buf *b, int level, int name, int value)
+{
+	struct vso_sockopt o = {
+		.level = cpu_to_le32(level), .name = cpu_to_le32(name), .len = cpu_to_le32(sizeof(value)),
+	};
+
+	if (b->left < sizeof(o) + 8)
+		return;		/* not reached: all of vso_opts_build() fits VSO_OPTS_MAX */
+	memcpy(b->at, &o, sizeof(o));
+	memset(b->at + sizeof(o), 0, 8);
+	memcpy(b->at + sizeof(o), &value, sizeof(value));
+	b->at += sizeof(o) + 8;
+	b->left -= sizeof(o) + 8;
+}
+
+/**
+ * vso_opts_build() - the options that were set before the takeover, for CONNECT and BIND
+ *
+ * Only what differs from the defaults, so that the usual socket sends none. Return: bytes written.
+ */
+u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *buf, u32 size)
+{
+	struct vso_opt_buf b = { buf, size };
+	const struct inet_sock *inet = inet_sk(sk);
+
+	if (sock_flag(sk, SOCK_KEEPOPEN))
+		vso_opt_put(&b, SOL_SOCKET, SO_KEEPALIVE, 1);
+	if (bind && sk->sk_reuse)
+		vso_opt_put(&b, SOL_SOCKET, SO_REUSEADDR, 1);
+	if (bind && sk->sk_reuseport)
+		vso_opt_put(&b, SOL_SOCKET, SO_REUSEPORT, 1);
+	if (bind && row->family == PF_INET6 && sk->sk_ipv6only)
+		vso_opt_put(&b, SOL_IPV6, IPV6_V6ONLY, 1);
+	if (inet->tos)
+		vso_opt_put(&b, SOL_IP, IP_TOS, inet->tos);
+	if (inet->uc_ttl > 0)
+		vso_opt_put(&b, SOL_IP, IP_TTL, inet->uc_ttl);
+	if (row->family == PF_INET6 && inet6_sk(sk)->tclass)
+		vso_opt_put(&b, SOL_IPV6, IPV6_TCLASS, inet6_sk(sk)->tclass);
+	if (row->protocol == IPPROTO_TCP) {
+		const struct tcp_sock *tp = tcp_sk(sk);
+
+		if (tp->nonagle & TCP_NAGLE_OFF)
+			vso_opt_put(&b, SOL_TCP, TCP_NODELAY, 1);
+		if (tp->keepalive_time)
+			vso_opt_put(&b, SOL_TCP, TCP_KEEPIDLE, tp->keepalive_time / HZ);
+		if (tp->keepalive_intvl)
+			vso_opt_put(&b, SOL_TCP, TCP_KEEPINTVL, tp->keepalive_intvl / HZ);
+		if (tp->keepalive_probes)
+			vso_opt_put(&b, SOL_TCP, TCP_KEEPCNT, tp->keepalive_probes);
+		if (inet_csk(sk)->icsk_user_timeout)
+			vso_opt_put(&b, SOL_TCP, TCP_USER_TIMEOUT, inet_csk(sk)->icsk_user_timeout);
+	}
+	return size - b.left;
+}
+
+/**
+ * vso_opts_inherit() - an accepted socket starts with its listener's options, as sk_clone() does it natively
+ *
+ * The host's side of it inherited from the host's listener, which has them by SETSOCKOPT.
+ */
+void vso_opts_inherit(struct sock *to, struct sock *from)
+{
+	static const enum sock_flags flags[] = { SOCK_KEEPOPEN, SOCK_LINGER, SOCK_URGINLINE, SOCK_LOCALROUTE };
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(flags); i++)
+		sock_valbool_flag(to, flags[i], sock_flag(from, flags[i]));
+	to->sk_lingertime = from->sk_lingertime;
+	to->sk_rcvtimeo = from->sk_rcvtimeo;
+	to->sk_sndtimeo = from->sk_sndtimeo;
+	to->sk_rcvlowat = from->sk_rcvlowat;
+	to->sk_rcvbuf = from->sk_rcvbuf;
+	to->sk_sndbuf = from->sk_sndbuf;
+	to->sk_userlocks |= from->sk_userlocks & (SOCK_RCVBUF_LOCK | SOCK_SNDBUF_LOCK);
+	to->sk_priority = from->sk_priority;
+	to->sk_reuse = from->sk_reuse;
+	to->sk_mark = from->sk_mark;
+	inet_sk(to)->tos = inet_sk(from)->tos;
+	inet_sk(to)->uc_ttl = inet_sk(from)->uc_ttl;
+	if (from->sk_prot == to->sk_prot) {
+		tcp_sk(to)->nonagle = tcp_sk(from)->nonagle;
+		tcp_sk(to)->keepalive_time = tcp_sk(from)->keepalive_time;
+		tcp_sk(to)->keepalive_intvl = tcp_sk(from)->keepalive_intvl;
+		tcp_sk(to)->keepalive_probes = tcp_sk(from)->keepalive_probes;
+		inet_csk(to)->icsk_user_timeout = inet_csk(from)->icsk_user_timeout;
+	}
+}

@@ -1,0 +1,529 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * sock_stream.c - bytes: send, receive, poll, shutdown of stream sockets.
+ *
+ * Sending.  A writer reserves credit under the lock, copies its bytes into a message of its own without any lock, and submits it; the
+ * order is that of submitting. Nobody who sends waits for somebody who receives. No room (credit, or too much memory of this flow behind a
+ * full ring): sleep, or EAGAIN, and want_write asks for the wake-up. Writers wait for a quarter of the window, so that a window which opens
+ * byte by byte does not make messages of single bytes; a device that announces at three quarters or earlier never stalls.
+ *
+ * Receiving.  The tasklet appends to rxq under the lock; a reader takes recv_mutex, then looks at the head under the lock, copies without
+ * it (only readers shorten the queue), and takes off what it copied. Bytes handed to the application raise fwd_cnt; CREDIT is sent when a
+ * quarter of the window has not been announced. EOF and errors come after the bytes before them, as with tcp_recvmsg().
+ */
+#include <linux/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <net/sock.h>
+#include <net/tcp_states.h>
+
+#include "vso.h"
+
+/* bytes that may be sent now. Called under vs->lock */
+static u32 vso_room(const struct vso_sock *vs)
+{
+	u32 used = vs->tx_cnt - vs->peer_fwd;
+
+	return used < vs->peer_alloc && atomic_read(&vs->queued) < VSO_TXQ_LIMIT ? vs->peer_alloc - used : 0;
+}
+
+/** vso_stream_writable() - is there room worth a wake-up? Called under vs->lock. */
+bool vso_stream_writable(struct vso_sock *vs)
+{
+	if (vs->row->type == SOCK_DGRAM)
+		return atomic_read(&vs->queued) < VSO_TXQ_LIMIT;
+	return vso_room(vs) && vso_room(vs) >= vs->peer_alloc / 4;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- sending */
+
+static bool vso_send_ready(struct vso_sock *vs, u32 arg)
+{
+	bool ready;
+
+	spin_lock_bh(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_CONNECTED:
+		ready = vs->snd_shut || vso_stream_writable(vs);
+		vs->want_write |= !ready;
+		break;
+	case VSO_ST_BINDING:
+	case VSO_ST_CONNECTING:
+	case VSO_ST_NATIVE:
+		ready = false;
+		break;
+	default:
+		ready = true;
+	}
+	spin_unlock_bh(&vs->lock);
+	return ready;
+}
+
+/*
+ * Reserve credit for up to @want bytes; who may sleep takes no crumbs. Return: the bytes; 0: wait; -EPIPE: this direction is over; -ESTALE: the socket changed hands.
+ */
+static int vso_reserve(struct vso_sock *vs, u32 want, bool nonblock)
+{
+	int got = 0;
+
+	spin_lock_bh(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_CONNECTED:
+		if (vs->snd_shut) {
+			got = -EPIPE;
+			break;
+		}
+		got = min(want, vso_room(vs));
+		if (!nonblock && got < want && got < vs->peer_alloc / 4)
+			got = 0;
+		vs->tx_cnt += got;
+		vs->want_write |= !got;
+		break;
+	case VSO_ST_BINDING:
+	case VSO_ST_CONNECTING:
+	case VSO_ST_NATIVE:
+		break;
+	case VSO_ST_GONE:
+		got = -ESTALE;
+		break;
+	default:
+		got = -EPIPE;
+	}
+	spin_unlock_bh(&vs->lock);
+	return got;
+}
+
+static void vso_unreserve(struct vso_sock *vs, u32 n)
+{
+	spin_lock_bh(&vs->lock);
+	vs->tx_cnt -= n;
+	spin_unlock_bh(&vs->lock);
+}
+
+/* a DATA message with the next @n bytes of the caller: header and bytes together if small, else bytes in pages of the task's fragment */
+static struct vso_tx *vso_build_data(struct vso_sock *vs, struct msghdr *msg, u32 n)
+{
+	struct page_frag *pfrag = &current->task_frag;
+	struct vso_frag *frag;
+	struct vso_tx *tx;
+	u32 done = 0;
+
+	if (n <= VSO_TX_INLINE) {
+		tx = kmalloc(sizeof(*tx) + n, GFP_KERNEL_ACCOUNT);
+		if (!tx)
+			return ERR_PTR(-ENOBUFS);
+		memset(tx, 0, sizeof(*tx));
+		tx->truesize = sizeof(*tx) + n;
+		if (!copy_from_iter_full(tx->body, n, &msg->msg_iter)) {
+			kfree(tx);
+			return ERR_PTR(-EFAULT);
+		}
+	} else {
+		tx = kmalloc(sizeof(*tx) + VSO_TX_FRAGS * sizeof(*frag), GFP_KERNEL_ACCOUNT);
+		if (!tx)
+			return ERR_PTR(-ENOBUFS);
+		memset(tx, 0, sizeof(*tx));
+		tx->truesize = sizeof(*tx) + VSO_TX_FRAGS * sizeof(*frag) + n;
+		frag = (struct vso_frag *)tx->body;
+		while (done < n && tx->frags < VSO_TX_FRAGS) {
+			u32 part;
+
+			if (!skb_page_frag_refill(min_t(u32, n - done, PAGE_SIZE), pfrag, GFP_KERNEL_ACCOUNT))
+				break;
+			part = min(n - done, pfrag->size - pfrag->offset);
+			if (copy_page_from_iter(pfrag->page, pfrag->offset, part, &msg->msg_iter) != part) {
+				vso_tx_free(tx);
+				return ERR_PTR(-EFAULT);
+			}
+			get_page(pfrag->page);
+			frag[tx->frags++] = (struct vso_frag){ pfrag->page, pfrag->offset, part };
+			pfrag->offset += part;
+			done += part;
+		}
+		if (!done) {
+			vso_tx_free(tx);
+			return ERR_PTR(-ENOBUFS);
+		}
+		if (done < n) {
+			vso_unreserve(vs, n - done);
+			n = done;
+		}
+	}
+	INIT_LIST_HEAD(&tx->list);
+	tx->hdr.type = cpu_to_le16(VSO_DATA);
+	tx->hdr.flow = cpu_to_le32(vs->flow);
+	tx->hdr.len = cpu_to_le32(n);
+	refcount_inc(&vs->ref);
+	tx->vs = vs;
+	return tx;
+}
+
+int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
+{
+	struct vso_sock *vs = vso_sock_get(sock);
+	struct sock *sk = sock->sk;
+	struct vso_tx *tx;
+	size_t copied = 0;
+	long timeo;
+	int err = 0, n;
+
+	if (!vs)
+		return vso_again(sock, sendmsg, msg, len);
+	if (msg->msg_flags & MSG_OOB) {
+		err = -EOPNOTSUPP;
+		goto out;
+	}
+	if (msg->msg_flags & MSG_ZEROCOPY && sock_flag(sk, SOCK_ZEROCOPY)) {
+		err = -ENOBUFS;		/* no completions: the documented answer after which senders copy */
+		goto out;
+	}
+	if (msg->msg_flags & MSG_FASTOPEN) {
+		err = READ_ONCE(vs->state) == VSO_ST_CONNECTED ? -EISCONN : -EALREADY;
+		goto out;
+	}
+	timeo = sock_sndtimeo(sk, msg->msg_flags & MSG_DONTWAIT);
+	while (msg_data_left(msg)) {
+		if (READ_ONCE(sk->sk_err)) {
+			err = -EPIPE;	/* sk_stream_error() says which */
+			break;
+		}
+		n = vso_reserve(vs, min3(msg_data_left(msg), (size_t)VSO_TX_MAX, (size_t)vs->dev->max_payload), !timeo);
+		if (n == -ESTALE && !copied) {
+			vso_sock_put(vs);
+			return vso_again(sock, sendmsg, msg, len);
+		}
+		if (n < 0) {
+			err = -EPIPE;
+			break;
+		}
+		if (!n) {
+			err = vso_wait_event(vs, sk, &timeo, vso_send_ready, 0, false);
+			if (err)
+				break;
+			continue;
+		}
+		tx = vso_build_data(vs, msg, n);
+		if (IS_ERR(tx)) {
+			vso_unreserve(vs, n);
+			err = PTR_ERR(tx);
+			break;
+		}
+		n = le32_to_cpu(tx->hdr.len);
+		err = vso_tx_submit(vs->pair, tx);
+		if (err) {
+			err = -EPIPE;
+			break;
+		}
+		copied += n;
+	}
+out:
+	if (copied)
+		err = copied;
+	else if (err == -EPIPE)
+		err = sk_stream_error(sk, msg->msg_flags, err);
+	vso_sock_put(vs);
+	return err;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- receiving */
+
+/* nothing more will be appended. Called under vs->lock */
+static bool vso_rx_over(const struct vso_sock *vs)
+{
+	return vs->peer_fin || vs->rcv_shut || vs->state == VSO_ST_CLOSED;
+}
+
+static bool vso_recv_ready(struct vso_sock *vs, u32 arg)
+{
+	bool ready;
+
+	spin_lock_bh(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_CONNECTED:
+		ready = vs->rx_bytes > arg || vso_rx_over(vs);
+		break;
+	case VSO_ST_BINDING:
+	case VSO_ST_CONNECTING:
+	case VSO_ST_NATIVE:
+		ready = false;
+		break;
+	default:
+		ready = true;
+	}
+	spin_unlock_bh(&vs->lock);
+	return ready;
+}
+
+/*
+ * Copy up to @len bytes from the queue. PEEK leaves them, TRUNC only takes them off. @skip: bytes that an earlier round of PEEK has seen.
+ * Called under recv_mutex. Return: bytes, or -EFAULT when not one could be copied.
+ */
+static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, int flags, u32 skip)
+{
+	struct vso_seg *seg = NULL;
+	size_t done = 0;
+
+	while (done < len) {
+		u32 off, n, got;
+
+		spin_lock_bh(&vs->lock);
+		if (!(flags & MSG_PEEK) || !seg)
+			seg = list_first_entry_or_null(&vs->rxq, struct vso_seg, list);
+		else
+			seg = list_is_last(&seg->list, &vs->rxq) ? NULL : list_next_entry(seg, list);
+		off = seg ? seg->off : 0;
+		n = seg ? seg->len : 0;
+		spin_unlock_bh(&vs->lock);
+		if (!seg)
+			break;
+		if (skip) {
+			u32 over = min(skip, n);
+
+			off += over;
+			n -= over;
+			skip -= over;
+		}
+		n = min_t(size_t, n, len - done);
+		if (flags & MSG_TRUNC)
+			got = n;
+		else if (seg->page)
+			got = copy_page_to_iter(seg->page, off, n, &msg->msg_iter);
+		else
+			got = copy_to_iter(seg->data + off, n, &msg->msg_iter);
+		done += got;
+		if (!(flags & MSG_PEEK)) {
+			bool empty;
+
+			spin_lock_bh(&vs->lock);
+			seg->off += got;
+			seg->len -= got;
+			vs->rx_bytes -= got;
+			vs->fwd_cnt += got;
+			empty = !seg->len;
+			if (empty) {
+				list_del(&seg->list);
+				vs->rx_mem -= seg->truesize;
+			}
+			spin_unlock_bh(&vs->lock);
+			if (empty)
+				vso_seg_free(seg);
+		}
+		if (got < n)
+			return done ?: -EFAULT;
+	}
+	return done;
+}
+
+/* tell the device about room when a quarter of the window is news to it */
+static void vso_rx_credit_due(struct vso_sock *vs)
+{
+	if (READ_ONCE(vs->fwd_cnt) - READ_ONCE(vs->fwd_told) >= READ_ONCE(vs->buf_alloc) / 4 &&
+	    READ_ONCE(vs->state) == VSO_ST_CONNECTED && !vs->peer_fin)
+		vso_flow_send(vs, VSO_CREDIT, 0, NULL, 0, GFP_KERNEL);
+}
+
+int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
+{
+	struct vso_sock *vs = vso_sock_get(sock);
+	struct sock *sk = sock->sk;
+	enum vso_state state;
+	size_t copied = 0, target;
+	bool over, empty;
+	ssize_t n;
+	long timeo;
+	int err = 0;
+
+	if (!vs)
+		return vso_again(sock, recvmsg, msg, len, flags);
+	if (flags & MSG_ERRQUEUE) {
+		err = -EAGAIN;		/* nothing is ever put there */
+		goto out;
+	}
+	state = READ_ONCE(vs->state);
+	if (state == VSO_ST_LISTENING || state == VSO_ST_BOUND) {
+		err = -ENOTCONN;
+		goto out;
+	}
+	if (flags & MSG_OOB) {
+		err = -EINVAL;		/* no urgent data */
+		goto out;
+	}
+	timeo = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
+	target = min_t(size_t, sock_rcvlowat(sk, flags & MSG_WAITALL, len), INT_MAX);
+	if (flags & MSG_PEEK)
+		target = min_t(size_t, target, vs->buf_alloc);	/* more can never wait at once */
+	else if (!(flags & MSG_WAITALL))
+		target = min_t(size_t, target, vs->buf_alloc / 2);
+	for (;;) {
+		mutex_lock(&vs->recv_mutex);
+		n = vso_rx_copy(vs, msg, len - copied, flags, flags & MSG_PEEK ? copied : 0);
+		mutex_unlock(&vs->recv_mutex);
+		if (n < 0) {
+			err = n;
+			break;
+		}
+		copied += n;
+		if (!(flags & MSG_PEEK))
+			vso_rx_credit_due(vs);
+		if (copied >= target || (n && copied >= len))
+			break;
+		spin_lock_bh(&vs->lock);
+		state = vs->state;
+		over = vso_rx_over(vs);
+		empty = vs->rx_bytes <= (flags & MSG_PEEK ? copied : 0);
+		spin_unlock_bh(&vs->lock);
+		if (!empty && !len)
+			break;
+		if (!empty)
+			continue;
+		if (state == VSO_ST_GONE && !copied) {
+			vso_sock_put(vs);
+			return vso_again(sock, recvmsg, msg, len, flags);
+		}
+		if (copied && (over || READ_ONCE(sk->sk_err) || state != VSO_ST_CONNECTED))
+			break;
+		if (over || READ_ONCE(sk->sk_err)) {
+			/* once the error has been told, the end of the stream */
+			err = sock_error(sk);
+			if (!err && state == VSO_ST_CLOSED && sock->state != SS_CONNECTED)
+				err = -ENOTCONN;
+			break;
+		}
+		err = vso_wait_event(vs, sk, &timeo, vso_recv_ready, flags & MSG_PEEK ? copied : 0, false);
+		if (err)
+			break;
+	}
+out:
+	vso_sock_put(vs);
+	return copied ? copied : err;
+}
+
+/* ------------------------------------------------------------------------------------------------------ poll, shutdown */
+
+__poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait)
+{
+	struct vso_sock *vs;
+	struct sock *sk = sock->sk;
+	__poll_t mask = 0;
+
+	sock_poll_wait(file, sock, wait);
+	vs = vso_sock_get(sock);
+	if (!vs)
+		return vso_again_poll(sock, file);
+	spin_lock_bh(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_BINDING:
+	case VSO_ST_CONNECTING:
+	case VSO_ST_NATIVE:
+	case VSO_ST_EMBRYO:
+		break;
+	case VSO_ST_BOUND:
+		mask = EPOLLOUT | EPOLLWRNORM | EPOLLHUP;
+		break;
+	case VSO_ST_LISTENING:
+		if (!list_empty(&vs->acceptq))
+			mask = EPOLLIN | EPOLLRDNORM;
+		break;
+	case VSO_ST_CONNECTED:
+		if (vs->rx_bytes >= min_t(u32, READ_ONCE(sk->sk_rcvlowat), vs->buf_alloc / 2) && vs->rx_bytes)
+			mask |= EPOLLIN | EPOLLRDNORM;
+		if (vs->peer_fin || vs->rcv_shut)
+			mask |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+		if ((vs->peer_fin || vs->rcv_shut) && vs->snd_shut)
+			mask |= EPOLLHUP;
+		if (vs->snd_shut || vso_stream_writable(vs))
+			mask |= EPOLLOUT | EPOLLWRNORM;
+		else
+			vs->want_write = true;
+		break;
+	case VSO_ST_CLOSED:
+		mask = EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLOUT | EPOLLWRNORM | EPOLLHUP;
+		break;
+	case VSO_ST_GONE:
+		break;
+	}
+	if (READ_ONCE(sk->sk_err))
+		mask |= EPOLLERR;
+	spin_unlock_bh(&vs->lock);
+	if (READ_ONCE(vs->state) == VSO_ST_LISTENING && vs->native_listen)
+		mask |= vs->row->native->poll(file, sock, NULL);
+	else if (READ_ONCE(vs->state) == VSO_ST_GONE)
+		mask = vso_again_poll(sock, file);
+	vso_sock_put(vs);
+	return mask;
+}
+
+/* a listener stops listening on both sides; the socket can be used anew */
+static int vso_listener_shutdown(struct vso_sock *vs, struct socket *sock, int how)
+{
+	const struct vso_row *row = vs->row;
+	struct sock *sk = sock->sk;
+	int err = 0;
+
+	vso_flow_close(vs, 0);
+	vso_acceptq_flush(vs);
+	if (vs->native_listen)
+		err = row->native->shutdown(sock, how);
+	else
+		inet_sk_set_state(sk, TCP_CLOSE);
+	vso_detach(vs, &row->undecided);	/* accept() finds it not listening: EINVAL */
+	return err;
+}
+
+/**
+ * vso_stream_shutdown() - shutdown()
+ *
+ * As TCP: ending the receiving side is a matter of this end only, the peer does not hear of it. FIN is queued behind the data.
+ */
+int vso_stream_shutdown(struct socket *sock, int how)
+{
+	struct vso_sock *vs = vso_sock_get(sock);
+	bool fin = false;
+	int err = 0;
+
+	if (!vs)
+		return vso_again(sock, shutdown, how);
+	if (how < SHUT_RD || how > SHUT_RDWR) {
+		err = -EINVAL;
+		goto out;
+	}
+	how++;		/* 0..2 becomes the bits RCV_SHUTDOWN, SEND_SHUTDOWN */
+	spin_lock_bh(&vs->lock);
+	switch (vs->state) {
+	case VSO_ST_LISTENING:
+		spin_unlock_bh(&vs->lock);
+		if (how & RCV_SHUTDOWN)
+			err = vso_listener_shutdown(vs, sock, how - 1);
+		goto out;
+	case VSO_ST_CONNECTING:
+		/* as TCP in SYN_SENT: the attempt is given up */
+		vs->state = VSO_ST_CLOSED;
+		sock->state = SS_UNCONNECTED;
+		vso_flow_wake(vs, EPOLLIN | EPOLLOUT | EPOLLHUP);
+		spin_unlock_bh(&vs->lock);
+		vso_flow_close(vs, VSO_CLOSE_ABORT);
+		goto out;
+	case VSO_ST_CONNECTED:
+		if (how & RCV_SHUTDOWN)
+			vs->rcv_shut = true;
+		if (how & SEND_SHUTDOWN && !vs->snd_shut) {
+			vs->snd_shut = true;
+			fin = true;
+		}
+		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLOUT | EPOLLWRNORM |
+			      (vs->snd_shut && (vs->rcv_shut || vs->peer_fin) ? EPOLLHUP : 0));
+		break;
+	case VSO_ST_GONE:
+		spin_unlock_bh(&vs->lock);
+		vso_sock_put(vs);
+		return vso_again(sock, shutdown, how - 1);
+	default:
+		err = -ENOTCONN;
+	}
+	spin_unlock_bh(&vs->lock);
+	if (fin)
+		vso_flow_send(vs, VSO_SHUTDOWN, VSO_SHUT_SEND, NULL, 0, GFP_KERNEL | __GFP_NOFAIL);
+out:
+	vso_sock_put(vs);
+	return err;
+}

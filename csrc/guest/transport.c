@@ -1,0 +1,688 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * transport.c - the virtio driver: rings, HELLO, the watchdog.
+ *
+ * Carriers.  Two virtio ids bring our rings (vso_carriers): 26, which is virtiofs's, only where the tag in its config says that the rings
+ * are ours (the probe answers -ENODEV otherwise and the driver core goes on to virtiofs); and 39, which no stock driver claims.
+ *
+ * A device's life.  probe finds the rings, posts buffers, sends HELLO and waits a moment for the answer, so that a program which
+ * starts right after insmod is served. up = the answer came: only then are sockets offered. Down comes from remove, from freeze, from a
+ * message that breaks the protocol, or from the watchdog when PINGs stay unanswered: every flow ends with ECONNRESET, and sockets are
+ * native until a later HELLO, with a new epoch, is answered; the watchdog tries again at each tick.
+ *
+ * Sending.  Any context that may take tx_lock puts its message into the ring, or on txq when the ring is full; so order is the order of
+ * tx_lock, and close() never waits. Writers are held back by credit and by VSO_TXQ_LIMIT, not here. Completed messages are collected when the
+ * next one is sent and by the tasklet; interrupts for them are asked for only while txq waits.
+ *
+ * Receiving.  An interrupt schedules the pair's tasklet, which is the only reader of the to-driver ring. Big payloads keep their pages (the
+ * socket queue takes them, a fresh page is posted), small ones are copied and the same page is posted again.
+ *
+ * Lifetime.  remove mirrors probe backwards: no new flows (vso_the_dev cleared), flows ended, run cleared under each tx_lock,
+ * device reset, tasklets killed, buffers taken back, rings deleted. What remains is memory that flows may still name: their references.
+ */
+#include <linux/module.h>
+#include <linux/random.h>
+#include <linux/scatterlist.h>
+#include <linux/slab.h>
+#include <linux/virtio.h>
+#include <linux/virtio_config.h>
+#include <linux/virtio_ids.h>
+#include <uapi/linux/virtio_fs.h>
+
+#include "vso.h"
+
+#define VSO_VIRTIO_ID_GENERIC	39	/* the device type that QEMU's generic vhost-user device can be given */
+#define VSO_HELLO_WAIT		(2 * HZ)
+#define VSO_PINGS_MAX		3	/* unanswered ones that mean the device is gone */
+#define VSO_RX_BUDGET		128	/* messages before the tasklet lets others run */
+#define VSO_BUF_MIN		PAGE_SIZE
+
+static_assert(VSO_BUF_MIN >= VSO_RX_MIN);
+
+static unsigned int vso_ping_secs = 5;
+module_param_named(ping_secs, vso_ping_secs, uint, 0444);
+MODULE_PARM_DESC(ping_secs, "seconds between signs of life that are asked of the device while it serves sockets (3 missed: gone)");
+
+static struct vso_dev __rcu *vso_the_dev;	/* the one device that serves; others wait in vain */
+static DEFINE_MUTEX(vso_the_dev_mutex);
+
+/**
+ * vso_dev_get() - the device, if it serves
+ *
+ * Return: with a reference, or NULL: then everything is native.
+ */
+struct vso_dev *vso_dev_get(void)
+{
+	struct vso_dev *dev;
+
+	rcu_read_lock();
+	dev = rcu_dereference(vso_the_dev);
+	if (dev && (!READ_ONCE(dev->up) || !refcount_inc_not_zero(&dev->ref)))
+		dev = NULL;
+	rcu_read_unlock();
+	return dev;
+}
+
+void vso_dev_put(struct vso_dev *dev)
+{
+	if (refcount_dec_and_test(&dev->ref)) {
+		xa_destroy(&dev->flows);
+		xa_destroy(&dev->accepted);
+		kfree_rcu(dev, rcu);
+	}
+}
+
+/* ------------------------------------------------------------------------------------------------------------- sending */
+
+/**
+ * vso_tx_new() - a message with its payload copied in
+ * @vs: its flow, or NULL
+ *
+ * Return: the message, NULL without memory.
+ */
+struct vso_tx *vso_tx_new(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp)
+{
+	struct vso_tx *tx = kzalloc(sizeof(*tx) + len, gfp);
+
+	if (!tx)
+		return NULL;
+	INIT_LIST_HEAD(&tx->list);
+	tx->truesize = sizeof(*tx) + len;
+	tx->hdr.type = cpu_to_le16(type);
+	tx->hdr.arg = cpu_to_le32(arg);
+	tx->hdr.len = cpu_to_le32(len);
+	if (len && payload)
+		memcpy(tx->body, payload, len);
+	if (vs) {
+		refcount_inc(&vs->ref);
+		tx->vs = vs;
+		tx->hdr.flow = cpu_to_le32(vs->flow);
+	}
+	return tx;
+}
+
+void vso_tx_free(struct vso_tx *tx)
+{
+	struct vso_frag *frag = (struct vso_frag *)tx->body;
+	struct vso_sock *vs = tx->vs;
+	int i;
+
+	for (i = 0; i < tx->frags; i++)
+		put_page(frag[i].page);
+	if (!tx->embedded)
+		kfree(tx);
+	if (vs)
+		vso_sock_put(vs);
+}
+
+/* put one message into the ring; the credit fields say what holds at this moment. Called under tx_lock. */
+static int vso_tx_add(struct vso_pair *pair, struct vso_tx *tx)
+{
+	struct vso_frag *frag = (struct vso_frag *)tx->body;
+	struct scatterlist sg[VSO_TX_FRAGS + 1];
+	struct vso_sock *vs = tx->vs;
+	u32 fwd = 0;
+	int i, err;
+
+	if (vs) {
+		fwd = READ_ONCE(vs->fwd_cnt);
+		tx->hdr.buf_alloc = cpu_to_le32(READ_ONCE(vs->buf_alloc));
+		tx->hdr.fwd_cnt = cpu_to_le32(fwd);
+	}
+	if (!tx->frags) {
+		sg_init_one(sg, &tx->hdr, sizeof(tx->hdr) + le32_to_cpu(tx->hdr.len));
+	} else {
+		sg_init_table(sg, tx->frags + 1);
+		sg_set_buf(sg, &tx->hdr, sizeof(tx->hdr));
+		for (i = 0; i < tx->frags; i++)
+			sg_set_page(&sg[i + 1], frag[i].page, frag[i].len, frag[i].off);
+	}
+	err = virtqueue_add_outbuf(pair->tx, sg, tx->frags + 1, tx, GFP_ATOMIC);
+	if (!err && vs)
+		WRITE_ONCE(vs->fwd_told, fwd);
+	return err;
+}
+
+/* collect what the device has read. Called under tx_lock. */
+static void vso_tx_reclaim(struct vso_pair *pair)
+{
+	struct vso_tx *tx;
+	unsigned int len;
+
+	while ((tx = virtqueue_get_buf(pair->tx, &len)))
+		vso_tx_free(tx);
+}
+
+/* move messages from txq to the ring. Called under tx_lock. Return: kick */
+static bool vso_tx_drain(struct vso_pair *pair)
+{
+	bool added = false;
+	struct vso_tx *tx;
+
+	vso_tx_reclaim(pair);
+	for (;;) {
+		while ((tx = list_first_entry_or_null(&pair->txq, struct vso_tx, list))) {
+			struct vso_sock *vs = tx->vs;	/* stays: only vso_tx_reclaim() frees, under our lock */
+
+			if (vso_tx_add(pair, tx))
+				break;
+			list_del_init(&tx->list);
+			added = true;
+			if (vs && atomic_sub_return(tx->truesize, &vs->queued) < VSO_TXQ_LIMIT)
+				vso_write_space(vs);
+		}
+		if (!tx) {
+			virtqueue_disable_cb(pair->tx);
+			return added;
+		}
+		/* full: an interrupt shall say when a good part of it has been read */
+		if (virtqueue_enable_cb_delayed(pair->tx))
+			return added;
+		vso_tx_reclaim(pair);
+	}
+}
+
+/**
+ * vso_tx_submit() - send a message, in order
+ *
+ * Takes the message in every case. Return: 0; -EPIPE for DATA behind a SHUTDOWN or CLOSE of its flow; -ENODEV when the
+ * device or the flow is gone.
+ */
+int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx)
+{
+	struct vso_sock *vs = tx->vs;
+	u16 type = le16_to_cpu(tx->hdr.type);
+	bool kick = false;
+	int err = 0;
+
+	spin_lock_bh(&pair->tx_lock);
+	if (!pair->run || (!pair->dev->up && type != VSO_HELLO) || (vs && READ_ONCE(vs->dead))) {
+		err = -ENODEV;
+	} else if (vs && vs->fin_queued && type == VSO_DATA) {
+		err = -EPIPE;
+	} else {
+		if (type == VSO_SHUTDOWN || type == VSO_CLOSE)
+			vs->fin_queued = true;
+		if (vs)
+			atomic_add(tx->truesize, &vs->queued);
+		list_add_tail(&tx->list, &pair->txq);
+		if (vso_tx_drain(pair))
+			kick = virtqueue_kick_prepare(pair->tx);
+	}
+	spin_unlock_bh(&pair->tx_lock);
+	if (kick)
+		virtqueue_notify(pair->tx);
+	if (err)
+		vso_tx_free(tx);
+	return err;
+}
+
+/** vso_pong() - answer a PING, or send one */
+void vso_pong(struct vso_pair *pair, u16 type, u32 cookie)
+{
+	struct vso_tx *tx = vso_tx_new(NULL, type, 0, NULL, 0, GFP_ATOMIC);
+
+	if (!tx)
+		return;		/* the next one may have more luck; three in a row are needed to matter */
+	tx->hdr.cookie = cpu_to_le32(cookie);
+	vso_tx_submit(pair, tx);
+}
+
+/* ----------------------------------------------------------------------------------------------------------- receiving */
+
+static struct page *vso_rx_page(void)
+{
+	struct page *page = alloc_pages(GFP_ATOMIC | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY, VSO_RX_ORDER);
+
+	return page ?: alloc_page(GFP_ATOMIC | __GFP_NOWARN);
+}
+
+static int vso_rx_post(struct vso_pair *pair, struct page *page)
+{
+	struct scatterlist sg;
+	int err;
+
+	sg_init_one(&sg, page_address(page), page_size(page));
+	err = virtqueue_add_inbuf(pair->rx, &sg, 1, page, GFP_ATOMIC);
+	if (err)
+		put_page(page);
+	else
+		pair->rx_posted++;
+	return err;
+}
+
+static bool vso_rx_fill(struct vso_pair *pair)
+{
+	bool posted = false;
+
+	while (pair->rx_posted < pair->rx_target) {
+		struct page *page = vso_rx_page();
+
+		if (!page) {
+			/* the watchdog's next tick tries again; with buffers left, so does the next message */
+			WRITE_ONCE(pair->dev->starved, true);
+			break;
+		}
+		if (vso_rx_post(pair, page))
+			break;
+		posted = true;
+	}
+	return posted;
+}
+
+static void vso_pair_serve(struct tasklet_struct *tasklet)
+{
+	struct vso_pair *pair = from_tasklet(pair, tasklet, tasklet);
+	unsigned int used, budget = VSO_RX_BUDGET;
+	bool kick = false, again = false;
+	struct page *page;
+
+	virtqueue_disable_cb(pair->rx);
+	for (;;) {
+		while (budget && (page = virtqueue_get_buf(pair->rx, &used))) {
+			budget--;
+			pair->rx_posted--;
+			if (!vso_rx(pair, page, used))
+				kick |= !vso_rx_post(pair, page);
+		}
+		if (!budget) {
+			again = true;
+			break;
+		}
+		if (virtqueue_enable_cb(pair->rx))
+			break;
+		virtqueue_disable_cb(pair->rx);
+	}
+	kick |= vso_rx_fill(pair);
+	if (kick)
+		virtqueue_kick(pair->rx);
+
+	kick = false;
+	spin_lock(&pair->tx_lock);
+	if (pair->run && vso_tx_drain(pair))
+		kick = virtqueue_kick_prepare(pair->tx);
+	spin_unlock(&pair->tx_lock);
+	if (kick)
+		virtqueue_notify(pair->tx);
+	if (again)
+		tasklet_schedule(&pair->tasklet);
+}
+
+static void vso_vq_callback(struct virtqueue *vq)
+{
+	struct vso_dev *dev = vq->vdev->priv;
+
+	tasklet_schedule(&dev->pair[vq->index / 2].tasklet);
+}
+
+/* ----------------------------------------------------------------------------------------------------- up, down, alive */
+
+static void vso_dev_set_up(struct vso_dev *dev, bool up)
+{
+	unsigned int i;
+
+	for (i = 0; i < dev->nr_pairs; i++) {
+		struct vso_pair *pair = &dev->pair[i];
+
+		spin_lock_bh(&pair->tx_lock);
+		if (!i)
+			WRITE_ONCE(dev->up, up);
+		spin_unlock_bh(&pair->tx_lock);
+	}
+}
+
+/* forget what waits for ring space */
+static void vso_txq_purge(struct vso_pair *pair)
+{
+	struct vso_tx *tx, *next;
+	LIST_HEAD(purge);
+
+	spin_lock_bh(&pair->tx_lock);
+	list_splice_init(&pair->txq, &purge);
+	spin_unlock_bh(&pair->tx_lock);
+	list_for_each_entry_safe(tx, next, &purge, list) {
+		list_del_init(&tx->list);
+		vso_tx_free(tx);
+	}
+}
+
+/* the device is gone: every flow ends, sockets are native from here on */
+static void vso_dev_down(struct vso_dev *dev)
+{
+	unsigned int i;
+
+	vso_dev_set_up(dev, false);
+	vso_flows_kill(dev, ECONNRESET);
+	for (i = 0; i < dev->nr_pairs; i++)
+		vso_txq_purge(&dev->pair[i]);
+}
+
+static void vso_down_work(struct work_struct *work)
+{
+	vso_dev_down(container_of(work, struct vso_dev, down_work));
+}
+
+/** vso_dev_broken() - the device broke the protocol: end all flows, from any context */
+void vso_dev_broken(struct vso_dev *dev, const char *why)
+{
+	if (READ_ONCE(dev->up))
+		dev_err_ratelimited(&dev->vdev->dev, "protocol error: %s; all offloaded sockets are reset\n", why);
+	if (!READ_ONCE(dev->stopping))
+		schedule_work(&dev->down_work);
+}
+
+static void vso_hello_send(struct vso_dev *dev)
+{
+	struct vso_hello hello = {
+		.magic = cpu_to_le32(VSO_MAGIC),
+		.abi_major = cpu_to_le16(VSO_ABI_MAJOR),
+		.abi_minor = cpu_to_le16(VSO_ABI_MINOR),
+		.features = cpu_to_le64(VSO_F_DGRAM),
+		.pairs = cpu_to_le32(dev->nr_pairs),
+		.max_payload = cpu_to_le32(VSO_PAYLOAD_MAX),
+	};
+	struct vso_tx *tx;
+
+	get_random_bytes(&dev->epoch, sizeof(dev->epoch));
+	hello.epoch = cpu_to_le64(dev->epoch);
+	tx = vso_tx_new(NULL, VSO_HELLO, 0, &hello, sizeof(hello), GFP_KERNEL);
+	if (tx)
+		vso_tx_submit(&dev->pair[0], tx);
+}
+
+/** vso_hello_reply() - the device says what both sides have */
+void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 len)
+{
+	struct vso_hello hello;
+	u32 pairs, max;
+
+	memcpy(&hello, payload, sizeof(hello));
+	if (le64_to_cpu(hello.epoch) != READ_ONCE(dev->epoch) || READ_ONCE(dev->up))
+		return;		/* the answer to an earlier one */
+	pairs = le32_to_cpu(hello.pairs);
+	max = le32_to_cpu(hello.max_payload);
+	if (error || le32_to_cpu(hello.magic) != VSO_MAGIC || le16_to_cpu(hello.abi_major) != VSO_ABI_MAJOR ||
+	    !pairs || pairs > dev->nr_pairs || max < VSO_RX_MIN) {
+		dev_err(&dev->vdev->dev, "the device speaks version %u.%u of the protocol, the module %u.%u (error %u, %u pairs): all sockets stay native\n",
+			le16_to_cpu(hello.abi_major), le16_to_cpu(hello.abi_minor), VSO_ABI_MAJOR, VSO_ABI_MINOR,
+			error, pairs);
+		wake_up(&dev->hello_wait);
+		return;
+	}
+	dev->pairs = pairs;
+	dev->max_payload = max;
+	dev->features = le64_to_cpu(hello.features);
+	dev->unanswered = 0;
+	dev_info(&dev->vdev->dev, "sockets are offered to the device (%u ring pair%s, protocol %u.%u)\n", pairs,
+		 pairs > 1 ? "s" : "", VSO_ABI_MAJOR, min_t(u16, VSO_ABI_MINOR, le16_to_cpu(hello.abi_minor)));
+	vso_dev_set_up(dev, true);
+	wake_up(&dev->hello_wait);
+}
+
+/*
+ * Each tick: ask for a sign of life when flows exist and the device was silent since the last one; count what stays unanswered. While the
+ * device is down, offer HELLO again, with another epoch: a back-end that came back answers it. Not before the last HELLO was
+ * read, so a dead device costs one message, not a ring full.
+ */
+static void vso_watchdog(struct work_struct *work)
+{
+	struct vso_dev *dev = container_of(to_delayed_work(work), struct vso_dev, watchdog);
+	unsigned long period = max(vso_ping_secs, 1u) * HZ;
+	unsigned int i;
+
+	if (READ_ONCE(dev->starved)) {
+		WRITE_ONCE(dev->starved, false);
+		for (i = 0; i < dev->nr_pairs; i++)
+			tasklet_schedule(&dev->pair[i].tasklet);
+	}
+	if (!READ_ONCE(dev->up)) {
+		struct vso_pair *pair = &dev->pair[0];
+		bool idle;
+
+		spin_lock_bh(&pair->tx_lock);
+		vso_tx_reclaim(pair);
+		idle = list_empty(&pair->txq) && pair->tx->num_free == virtqueue_get_vring_size(pair->tx);
+		spin_unlock_bh(&pair->tx_lock);
+		if (idle)
+			vso_hello_send(dev);
+	} else if (!atomic_read(&dev->nr_flows) || time_before(jiffies, READ_ONCE(dev->alive) + period)) {
+		dev->unanswered = 0;
+	} else if (dev->unanswered++ >= VSO_PINGS_MAX) {
+		dev_warn(&dev->vdev->dev, "no answer for %u s: offloaded sockets are reset, new ones are native\n",
+			 vso_ping_secs * dev->unanswered);
+		dev->unanswered = 0;
+		vso_dev_down(dev);
+	} else {
+		vso_pong(&dev->pair[0], VSO_PING, dev->unanswered);
+	}
+	schedule_delayed_work(&dev->watchdog, period);
+}
+
+/* ------------------------------------------------------------------------------------------------------ probe, remove */
+
+static int vso_fs_rings(struct virtio_device *vdev)
+{
+	static const char prefix[] = "vhostsock";
+	char tag[sizeof(((struct virtio_fs_config *)NULL)->tag)];
+	u32 requests;
+
+	virtio_cread_bytes(vdev, offsetof(struct virtio_fs_config, tag), tag, sizeof(tag));
+	if (memcmp(tag, prefix, sizeof(prefix) - 1))
+		return -ENODEV;		/* a real virtiofs: not ours */
+	virtio_cread_le(vdev, struct virtio_fs_config, num_request_queues, &requests);
+	return min_t(u32, requests, 2 * VSO_PAIRS_MAX - 1) + 1;
+}
+
+static int vso_generic_rings(struct virtio_device *vdev)
+{
+	return 2 * VSO_PAIRS_MAX;	/* its config space says nothing: find out by trying */
+}
+
+/* how many rings there may be at most, by the device type that carries them */
+static const struct {
+	u32 id;
+	int (*rings)(struct virtio_device *vdev);
+} vso_carriers[] = {
+	{ VIRTIO_ID_FS, vso_fs_rings },
+	{ VSO_VIRTIO_ID_GENERIC, vso_generic_rings },
+};
+
+static int vso_carrier_rings(struct virtio_device *vdev)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(vso_carriers); i++)
+		if (vso_carriers[i].id == vdev->id.device)
+			return vso_carriers[i].rings(vdev);
+	return -ENODEV;
+}
+
+static int vso_find_vqs(struct virtio_device *vdev, unsigned int pairs, struct virtqueue **vqs)
+{
+	VSO_VQ_ARRAYS(2 * VSO_PAIRS_MAX);
+	unsigned int i;
+
+	for (i = 0; i < pairs; i++) {
+		VSO_VQ_SET(2 * i, vso_vq_callback, "to-driver");
+		VSO_VQ_SET(2 * i + 1, vso_vq_callback, "from-driver");
+	}
+	return VSO_FIND_VQS(vdev, 2 * pairs, vqs);
+}
+
+static int vso_rings_up(struct vso_dev *dev)
+{
+	struct virtqueue *vqs[2 * VSO_PAIRS_MAX];
+	unsigned int i;
+	int err;
+
+	WRITE_ONCE(dev->stopping, false);
+	err = vso_find_vqs(dev->vdev, dev->nr_pairs, vqs);
+	if (err)
+		return err;
+	for (i = 0; i < dev->nr_pairs; i++) {
+		struct vso_pair *pair = &dev->pair[i];
+
+		pair->rx = vqs[2 * i];
+		pair->tx = vqs[2 * i + 1];
+		pair->rx_posted = 0;
+		pair->rx_target = min_t(unsigned int, virtqueue_get_vring_size(pair->rx), VSO_RX_BUFFERS);
+		vso_rx_fill(pair);	/* nothing runs the tasklet before virtio_device_ready() */
+		spin_lock_bh(&pair->tx_lock);
+		virtqueue_disable_cb(pair->tx);
+		pair->run = true;
+		spin_unlock_bh(&pair->tx_lock);
+	}
+	virtio_device_ready(dev->vdev);
+	for (i = 0; i < dev->nr_pairs; i++)
+		virtqueue_kick(dev->pair[i].rx);
+	vso_hello_send(dev);
+	schedule_delayed_work(&dev->watchdog, max(vso_ping_secs, 1u) * HZ);
+	return 0;
+}
+
+static void vso_rings_down(struct vso_dev *dev)
+{
+	struct vso_tx *tx;
+	struct page *page;
+	unsigned int i;
+
+	WRITE_ONCE(dev->stopping, true);
+	cancel_delayed_work_sync(&dev->watchdog);
+	vso_dev_down(dev);
+	for (i = 0; i < dev->nr_pairs; i++) {
+		spin_lock_bh(&dev->pair[i].tx_lock);
+		dev->pair[i].run = false;
+		spin_unlock_bh(&dev->pair[i].tx_lock);
+	}
+	virtio_reset_device(dev->vdev);
+	for (i = 0; i < dev->nr_pairs; i++) {
+		struct vso_pair *pair = &dev->pair[i];
+
+		tasklet_kill(&pair->tasklet);
+		while ((page = virtqueue_detach_unused_buf(pair->rx)))
+			put_page(page);
+		while ((tx = virtqueue_detach_unused_buf(pair->tx)))
+			vso_tx_free(tx);
+		vso_txq_purge(pair);
+	}
+	cancel_work_sync(&dev->down_work);	/* only now: the tasklets schedule it */
+	dev->vdev->config->del_vqs(dev->vdev);
+}
+
+static int vso_probe(struct virtio_device *vdev)
+{
+	struct virtqueue *vqs[2 * VSO_PAIRS_MAX];
+	unsigned int pairs, i;
+	struct vso_dev *dev;
+	int err;
+
+	if (!virtio_has_feature(vdev, VIRTIO_F_VERSION_1))
+		return -ENODEV;
+	err = vso_carrier_rings(vdev);
+	if (err < 0)
+		return err;
+	/* a flow needs both directions; more pairs than CPUs only cost memory */
+	pairs = clamp_t(unsigned int, err / 2, 0, num_possible_cpus());
+	if (!pairs) {
+		dev_err(&vdev->dev, "%d ring is not a pair: give the device 2, 4, ... rings\n", err);
+		return -EINVAL;
+	}
+	if (vdev->id.device == VSO_VIRTIO_ID_GENERIC) {
+		for (; pairs > 1 && vso_find_vqs(vdev, pairs, vqs); pairs--)
+			;
+		if (pairs > 1)
+			vdev->config->del_vqs(vdev);
+	}
+	dev = kzalloc(struct_size(dev, pair, pairs), GFP_KERNEL);
+	if (!dev)
+		return -ENOMEM;
+	dev->vdev = vdev;
+	dev->nr_pairs = pairs;
+	refcount_set(&dev->ref, 1);
+	xa_init_flags(&dev->flows, XA_FLAGS_ALLOC1 | XA_FLAGS_LOCK_BH);
+	xa_init_flags(&dev->accepted, XA_FLAGS_LOCK_BH);
+	init_waitqueue_head(&dev->hello_wait);
+	INIT_DELAYED_WORK(&dev->watchdog, vso_watchdog);
+	INIT_WORK(&dev->down_work, vso_down_work);
+	for (i = 0; i < pairs; i++) {
+		struct vso_pair *pair = &dev->pair[i];
+
+		pair->dev = dev;
+		spin_lock_init(&pair->tx_lock);
+		INIT_LIST_HEAD(&pair->txq);
+		tasklet_setup(&pair->tasklet, vso_pair_serve);
+	}
+	vdev->priv = dev;
+
+	mutex_lock(&vso_the_dev_mutex);
+	if (rcu_access_pointer(vso_the_dev)) {
+		err = -EBUSY;
+		dev_err(&vdev->dev, "another device serves this guest already: this one is not used\n");
+	} else {
+		err = vso_rings_up(dev);
+		if (!err)
+			rcu_assign_pointer(vso_the_dev, dev);
+	}
+	mutex_unlock(&vso_the_dev_mutex);
+	if (err) {
+		vso_dev_put(dev);
+		return err;
+	}
+	if (!wait_event_timeout(dev->hello_wait, READ_ONCE(dev->up), VSO_HELLO_WAIT))
+		dev_warn(&vdev->dev, "the device did not answer yet: sockets stay native until it does\n");
+	return 0;
+}
+
+static void vso_remove(struct virtio_device *vdev)
+{
+	struct vso_dev *dev = vdev->priv;
+
+	mutex_lock(&vso_the_dev_mutex);
+	rcu_assign_pointer(vso_the_dev, NULL);
+	mutex_unlock(&vso_the_dev_mutex);
+	vso_rings_down(dev);
+	dev_info(&vdev->dev, "gone: sockets are native from here on\n");
+	vso_dev_put(dev);
+}
+
+#ifdef CONFIG_PM_SLEEP
+static int vso_freeze(struct virtio_device *vdev)
+{
+	vso_rings_down(vdev->priv);
+	return 0;
+}
+
+static int vso_restore(struct virtio_device *vdev)
+{
+	return vso_rings_up(vdev->priv);
+}
+#endif
+
+static const struct virtio_device_id vso_ids[] = {
+	{ VIRTIO_ID_FS, VIRTIO_DEV_ANY_ID },
+	{ VSO_VIRTIO_ID_GENERIC, VIRTIO_DEV_ANY_ID },
+	{ 0 },
+};
+MODULE_DEVICE_TABLE(virtio, vso_ids);
+
+static struct virtio_driver vso_driver = {
+	.driver.name = "virtio_socket",
+	.driver.owner = THIS_MODULE,
+	.id_table = vso_ids,
+	.probe = vso_probe,
+	.remove = vso_remove,
+#ifdef CONFIG_PM_SLEEP
+	.freeze = vso_freeze,
+	.restore = vso_restore,
+#endif
+};
+
+int vso_transport_register(void)
+{
+	return register_virtio_driver(&vso_driver);
+}
+
+void vso_transport_unregister(void)
+{
+	unregister_virtio_driver(&vso_driver);
+}

@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * vso.h - what the parts of virtio_socket.ko share.
+ *
+ * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
+ * operations, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, proc.c shows
+ * /proc/net/hwsock, uri.c translates addresses.
+ *
+ * A struct socket is in one of three states, told by sock->ops alone:
+ *
+ *   undecided   row->undecided: the native table with connect, bind, listen and sendmsg replaced. Nothing is allocated.
+ *   native      row->native: what the kernel would have had without us. No residue.
+ *   offloaded   row->offloaded: every operation is ours, the state is a struct vso_sock found by the socket's sock pointer.
+ *
+ * All three tables are static and never freed (the module has no exit), so a stale reading of sock->ops is harmless: do_accept() gives a
+ * new socket its listener's table, and kTLS copies the table of its first user (6.1).
+ *
+ * The native struct sock stays, in TCP_CLOSE and unhashed, as the carrier: SOL_SOCKET options, SO_ERROR, timeouts, the wait queue, the
+ * cgroup and the security label are its. A bound or listening carrier really is bound or listening in the guest ("dual listener").
+ *
+ * Locks, outer to inner; each names what it guards:
+ *
+ *   vso_sock.recv_mutex   the readers' side of rxq: taken while bytes are copied to user memory, never while waiting. recv blocks only recv
+ *   vso_sock.opt_mutex    one socket option request on its way at a time
+ *   vso_pair.tx_lock      (bh) the from-driver ring, txq, vso_sock.fin_queued: the order of the messages of a flow
+ *   vso_sock.lock         (bh) everything else in struct vso_sock that changes
+ *   the sock's wait queue
+ *
+ * lock_sock() is never held around any of these while something sleeps, and nothing of ours waits for the device under any lock
+ * but opt_mutex (and that delays only other option calls on the same socket).
+ */
+#ifndef VSO_H
+#define VSO_H
+
+#include <linux/completion.h>
+#include <linux/interrupt.h>
+#include <linux/in6.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/net.h>
+#include <linux/refcount.h>
+#include <linux/rhashtable-types.h>
+#include <linux/spinlock.h>
+#include <linux/virtio.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
+#include <net/protocol.h>
+#include <net/sock.h>
+
+#include "compat.h"
+#include "../include/vso_abi.h"
+
+#define VSO_PAIRS_MAX		16	/* more ring pairs than a guest of today has use for */
+#define VSO_RX_ORDER		3	/* 32 KiB: the largest order that the per-CPU page lists cache */
+#define VSO_RX_BUFFERS		64	/* chains posted to a to-driver ring: 2 MiB in flight a pair */
+#define VSO_COPYBREAK		4096	/* payloads up to here are copied out and their buffer posted again at once */
+#define VSO_TX_MAX		65536	/* payload of one DATA message */
+#define VSO_TX_INLINE		2048	/* payloads up to here share one allocation and one descriptor with their header */
+#define VSO_TX_FRAGS		(VSO_TX_MAX / PAGE_SIZE + 2)
+#define VSO_TXQ_LIMIT		(128 * 1024)	/* memory of a flow's messages that wait for ring space before writers wait too */
+
+/* an address as the socket calls know it */
+union vso_addr {
+	struct sockaddr sa;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+};
+
+/* ------------------------------------------------------------------------------------------------------------- hook.c */
+
+/**
+ * struct vso_row - one entry of the kernel's protocol switch that we wrap
+ * @family: PF_INET or PF_INET6
+ * @type: SOCK_STREAM or SOCK_DGRAM
+ * @protocol: IPPROTO_TCP, IPPROTO_UDP, IPPROTO_MPTCP
+ * @native: the table that was there
+ * @undecided: @native with four operations replaced; what new sockets get
+ * @offloaded: our table
+ * @entry: the kernel's entry, NULL when this kernel has none
+ */
+struct vso_row {
+	int family;
+	int type;
+	int protocol;
+	const struct proto_ops *native;
+	struct proto_ops undecided;
+	struct proto_ops offloaded;
+	struct inet_protosw *entry;
+};
+
+int vso_hook_install(void);
+const struct vso_row *vso_row_find(int family, int type, int protocol);
+
+/* --------------------------------------------------------------------------------------------------------- transport.c */
+
+struct vso_dev;
+struct vso_sock;
+
+/**
+ * struct vso_pair - one pair of rings
+ * @tasklet: serves both rings after an interrupt; the only reader of @rx
+ * @tx_lock: guards @tx, @txq, @run and vso_sock.fin_queued
+ * @run: @tx may be touched; false from remove on
+ * @txq: messages that found the ring full, in order
+ * @rx_posted: chains the device holds (tasklet only)
+ */
+struct vso_pair {
+	struct vso_dev *dev;
+	struct virtqueue *rx;
+	struct virtqueue *tx;
+	struct tasklet_struct tasklet;
+	spinlock_t tx_lock;
+	bool run;
+	struct list_head txq;
+	unsigned int rx_posted;
+	unsigned int rx_target;
+};
+
+/**
+ * struct vso_dev - one device; lives until the last flow that names it is freed
+ * @ref: the driver's own and one for each flow
+ * @up: HELLO was answered, requests may be sent. Written under every tx_lock of the device
+ * @stopping: remove or freeze is under way
+ * @starved: a tasklet found no memory for buffers
+ * @alive: ticks at which the device last said anything
+ * @flows: flows by id, the driver's and (in @accepted, bit 31 off) the device's
+ */
+struct vso_dev {
+	struct virtio_device *vdev;
+	refcount_t ref;
+	struct rcu_head rcu;
+	bool up;
+	bool stopping;
+	bool starved;
+	u64 epoch;
+	u64 features;
+	u32 max_payload;
+	unsigned int nr_pairs;		/* rings found */
+	unsigned int pairs;		/* agreed in HELLO */
+	unsigned long alive;
+	unsigned int unanswered;	/* PINGs */
+	u32 next_flow;
+	atomic_t nr_flows;
+	struct xarray flows;
+	struct xarray accepted;
+	wait_queue_head_t hello_wait;
+	struct delayed_work watchdog;
+	struct work_struct down_work;
+	struct vso_pair pair[];
+};
+
+struct vso_frag {
+	struct page *page;
+	u32 off;
+	u32 len;
+};
+
+/**
+ * struct vso_tx - a message to the device
+ * @vs: its flow (one reference), NULL for HELLO and PING
+ * @frags: pages of payload behind @hdr, or 0: then the payload follows @hdr here
+ * @truesize: memory it holds
+ * @embedded: part of its struct vso_sock, not freed
+ * @hdr: then either payload, or @frags times struct vso_frag
+ */
+struct vso_tx {
+	struct list_head list;
+	struct vso_sock *vs;
+	u32 truesize;
+	u16 frags;
+	bool embedded;
+	bool queued;
+	struct vso_hdr hdr;
+	u8 body[];
+};
+
+struct vso_dev *vso_dev_get(void);
+void vso_dev_put(struct vso_dev *dev);
+struct vso_tx *vso_tx_new(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp);
+int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx);
+void vso_tx_free(struct vso_tx *tx);
+void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 len);
+void vso_pong(struct vso_pair *pair, u16 type, u32 cookie);
+void vso_dev_broken(struct vso_dev *dev, const char *why);
+int vso_transport_register(void);
+void vso_transport_unregister(void);
+
+/* -------------------------------------------------------------------------------------------------------------- flow.c */
+
+/*
+ * enum vso_state - an offloaded socket
+ *
+ *   BINDING      BIND is on its way; the caller of bind() waits for the answer
+ *   BOUND        the device holds the address
+ *   CONNECTING   CONNECT is on its way
+ *   NATIVE       the device said NATIVE: vso_sock.work connects natively, then the socket is GONE
+ *   CONNECTED    bytes flow; also after FIN either way
+ *   LISTENING    LISTEN was sent
+ *   EMBRYO       announced with ACCEPT, no socket yet
+ *   CLOSED       connect failed, connection reset or device gone: no flow any more; a new connect() starts over
+ *   GONE         the socket has other ops by now; who sees this reads sock->ops again
+ */
+enum vso_state {
+	VSO_ST_BINDING,
+	VSO_ST_BOUND,
+	VSO_ST_CONNECTING,
+	VSO_ST_NATIVE,
+	VSO_ST_CONNECTED,
+	VSO_ST_LISTENING,
+	VSO_ST_EMBRYO,
+	VSO_ST_CLOSED,
+	VSO_ST_GONE,
+};
+
+/* received bytes: in data[] when page is NULL, else in page at off */
+struct vso_seg {
+	struct list_head list;
+	struct page *page;
+	u32 off;
+	u32 len;
+	u32 cap;		/* of data[]; the room behind off + len takes what comes next */
+	u32 truesize;
+	union vso_addr from;	/* datagrams: the source */
+	u8 data[];
+};
+
+/**
+ * struct vso_sock - an offloaded socket and its flow
+ *
+ * References: one of the socket (until detach), one of the flow table (from the opening request until CLOSED), one of each message to
+ * the device, one of the accept queue it is in, one of each operation under way.
+ */
+struct vso_sock {
+	refcount_t ref;
+	struct rcu_head rcu;
+	struct rhash_head node;
+	unsigned long key;		/* the sock pointer, only compared */
+	const struct vso_row *row;
+	struct vso_dev *dev;
+	struct vso_pair *pair;
+	struct list_head all;		/* for /proc/net/hwsock */
+	u32 flow;
+	kuid_t uid;
+	unsigned long ino;
+	struct net *net;		/* compared and shown only; valid while sk is set */
+
+	spinlock_t lock;
+	enum vso_state state;
+	struct socket *sock;		/* NULL before accept and after detach, as sk */
+	struct sock *sk;
+	bool flow_open;			/* the device knows the flow: CLOSE is due */
+	bool closing;			/* CLOSE was sent, CLOSED is due */
+	bool dead;			/* the device is gone or lost the flow: nothing may be sent */
+	bool was_bound;			/* BIND opened the flow: it outlives a failed connect */
+	bool native_bound;		/* the carrier is bound, too */
+	bool native_listen;		/* the carrier listens, too */
+	bool addr_only;			/* datagrams: sendto() names the peer */
+	bool fin_queued;		/* SHUTDOWN or CLOSE is queued: no data after it (pair->tx_lock) */
+	bool snd_shut, rcv_shut;	/* shutdown(): ours */
+	bool peer_fin;			/* SHUTDOWN(SEND) came */
+	bool want_write;		/* somebody found no room: wake writers at the next chance */
+	int pend_err;			/* reset before accept(): the sk_err to be */
+
+	union vso_addr local, peer;
+	union vso_addr target;		/* what connect() asked for: the native fallback needs it */
+	int target_len;
+
+	/* credit (vso_abi.h); on a listener buf_alloc and fwd_cnt count connections */
+	u32 buf_alloc, fwd_cnt;		/* ours */
+	u32 fwd_told;			/* the fwd_cnt the device knows */
+	u32 tx_cnt;			/* bytes reserved for sending */
+	u32 peer_alloc, peer_fwd;
+	atomic_t queued;		/* truesize of this flow's messages in pair->txq */
+
+	struct list_head rxq;		/* struct vso_seg */
+	u32 rx_bytes;
+	u32 rx_mem;
+	u32 rx_drops;
+	struct mutex recv_mutex;
+
+	struct list_head acceptq;	/* of the listener: children */
+	struct list_head accept_node;	/* of the child */
+	u32 acceptq_len;
+
+	/* the answer to the one request that a process waits for */
+	u32 cookie;
+	struct completion done;
+	bool answered;
+	u32 verdict, error;
+
+	struct mutex opt_mutex;
+	struct list_head deferred;	/* options set while connecting: sent when connected */
+	u32 opt_len;
+	u8 *opt_buf;
+
+	struct work_struct work;	/* the native fallback of connect() */
+	struct vso_tx close;		/* always there, so that close() cannot fail; last (flexible body) */
+};
+
+int vso_flow_init(void);
+void vso_flow_exit(void);
+struct vso_sock *vso_sock_get(const struct socket *sock);
+void vso_sock_put(struct vso_sock *vs);
+struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gfp_t gfp);
+int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops *from);
+void vso_detach(struct vso_sock *vs, const struct proto_ops *to);
+int vso_flow_open(struct vso_sock *vs);
+void vso_flow_forget(struct vso_sock *vs);
+void vso_flow_close(struct vso_sock *vs, u32 arg);
+int vso_flow_send(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp);
+int vso_flow_request(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len);
+int vso_flow_wait(struct vso_sock *vs);
+void vso_flow_wake(struct vso_sock *vs, __poll_t events);
+void vso_write_space(struct vso_sock *vs);
+void vso_flows_kill(struct vso_dev *dev, int error);
+bool vso_rx(struct vso_pair *pair, struct page *page, u32 used);
+void vso_seg_free(struct vso_seg *seg);
+
+extern struct list_head vso_all;
+extern spinlock_t vso_all_lock;
+
+/* ------------------------------------------------------------------------------------------------------------- sock_*.c */
+
+extern bool vso_all_netns;
+extern unsigned int vso_window;
+
+/* sock_open.c: undecided sockets, and connect */
+struct vso_sock *vso_take(const struct vso_row *row, struct socket *sock);
+int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const union vso_addr *addr, u16 flags);
+int vso_pre_connect(struct sock *sk, vso_sockaddr *uaddr, int len);
+bool vso_eligible(const struct vso_row *row, struct sock *sk);
+int vso_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
+int vso_undecided_listen(const struct vso_row *row, struct socket *sock, int backlog);
+int vso_undecided_sendmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len);
+int vso_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
+bool vso_native_cancel(struct vso_sock *vs);
+void vso_native_work(struct work_struct *work);
+
+/* sock_common.c: operations of all offloaded sockets */
+void vso_ops_fill(struct vso_row *row);
+int vso_wait_event(struct vso_sock *vs, struct sock *sk, long *timeo, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg,
+		   bool exclusive);
+void vso_acceptq_flush(struct vso_sock *vs);
+
+/* sock_listen.c */
+int vso_undecided_bind(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len);
+int vso_bind(struct socket *sock, vso_sockaddr *uaddr, int len);
+int vso_listen(struct socket *sock, int backlog);
+int vso_accept(struct socket *sock, struct socket *newsock, VSO_ACCEPT_ARGS);
+
+/* sock_stream.c */
+int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
+int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+__poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait);
+int vso_stream_shutdown(struct socket *sock, int how);
+bool vso_stream_writable(struct vso_sock *vs);
+
+/* sock_dgram.c */
+int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
+int vso_dgram_undecided_sendmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len);
+int vso_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+__poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait);
+int vso_dgram_shutdown(struct socket *sock, int how);
+int vso_dgram_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
+int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
+void vso_rx_dgram(struct vso_sock *vs, const void *data, u32 len);
+
+/* sock_opt.c */
+int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len);
+int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, int __user *len);
+u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *buf, u32 size);
+void vso_opts_inherit(struct sock *to, struct sock *from);
+
+/* -------------------------------------------------------------------------------------------------------- uri.c, proc.c */
+
+enum vso_scope {
+	VSO_SCOPE_LOCAL,	/* loopback, or an address of this guest */
+	VSO_SCOPE_ANY,		/* 0.0.0.0 or :: */
+	VSO_SCOPE_GROUP,	/* multicast or broadcast */
+	VSO_SCOPE_REMOTE,
+};
+
+int vso_uri_format(char *buf, size_t size, const union vso_addr *addr, bool dgram);
+int vso_uri_parse(const char *uri, size_t len, int family, union vso_addr *addr);
+int vso_addr_copy(union vso_addr *to, const struct sockaddr *from, int len, int family);
+int vso_addr_len(const union vso_addr *addr);
+__be16 vso_addr_port(const union vso_addr *addr);
+enum vso_scope vso_addr_scope(struct net *net, const union vso_addr *addr);
+
+int vso_proc_init(void);
+void vso_proc_exit(void);
+const char *vso_state_name(enum vso_state state);
+void vso_show_fdinfo(struct seq_file *m, struct socket *sock);
+
+/* an offloaded operation finds its state, or else the socket changed its table under us: then the new table serves the call */
+#define vso_again(sock, op, ...) (smp_load_acquire(&(sock)->ops)->op((sock), ##__VA_ARGS__))
+
+/* the same for poll, which has queued the caller already */
+static inline __poll_t vso_again_poll(struct socket *sock, struct file *file)
+{
+	return smp_load_acquire(&sock->ops)->poll(file, sock, NULL);
+}
+
+#endif
