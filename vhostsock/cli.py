@@ -56,9 +56,40 @@ def _make_echo(_options: argparse.Namespace) -> Device:
     return Echo()
 
 
+def _make_offload(options: argparse.Namespace) -> Device:
+    from .offload.command import make_device
+
+    return make_device(options)
+
+
+def _offload_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", metavar="FILE", help="what is served (docs/policy.md). Without one: nothing")
+    parser.add_argument("--name", default="guest", metavar="NAME", help="who the guest is, for the policy and the log")
+    parser.add_argument("--pairs", type=int, default=1, metavar="N", help="ring pairs, as given to qemu-args (default: 1)")
+
+
+def _check_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    def add_list(option: str, metavar: str, help: str) -> None:
+        parser.add_argument(option, action="append", default=[], metavar=metavar, help=help)
+
+    parser.add_argument("file", metavar="FILE", help="the policy")
+    add_list("--explain", "URI", "say what happens to a connect or a datagram to URI, by which rule, and why. Repeatable")
+    add_list("--explain-bind", "URI", "the same for a bind")
+    parser.add_argument("--name", default="guest", metavar="NAME", help="who the guest is (default: guest)")
+    parser.add_argument("--uid", type=int, default=0, metavar="N", help="the caller's uid in the guest (default: 0)")
+    add_list("--handler", "NAME", "an in-process handler that the program with this policy has. Repeatable")
+
+
+def _check_policy(options: argparse.Namespace) -> None:
+    from .offload.command import check
+
+    check(options)
+
+
 DEVICES = {
     "rng": Served("an entropy source, for the stock virtio-rng driver", _make_rng),
     "echo": Served("answers each request with its own bytes, for trying things out", _make_echo),
+    "offload": Served("the sockets of a guest, as a policy says", _make_offload, _offload_arguments),
 }
 
 
@@ -96,6 +127,7 @@ async def _serve_device(device: Device, path: str | None, fd: int | None) -> Non
     async with Server(device, path=path, fd=fd) as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(signal.SIGUSR1, device.report)
         print(f"listening on {server.address}", flush=True)
         await server.serve_forever()
 
@@ -116,6 +148,7 @@ COMMANDS = {
     "qemu-args": Command(
         "print the QEMU arguments that attach a served device", qemu.add_arguments, lambda options: print(qemu.run(options))
     ),
+    "check-policy": Command("check a policy file, and explain its decisions", _check_policy_arguments, _check_policy),
 }
 
 

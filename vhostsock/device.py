@@ -107,6 +107,9 @@ class Device:
         that was never used, say) cannot be told from a pause.
         """
 
+    def report(self) -> None:
+        """Log the device's figures, if it keeps any: ``vhostsock serve`` calls this on SIGUSR1."""
+
     # ---- data plane
 
     def queue_started(self, queue: Queue) -> None:

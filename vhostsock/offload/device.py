@@ -1,0 +1,410 @@
+"""The socket-offload device: sockets of a guest become sockets of the host, as policy says.
+
+Division of work.  The engine (C, a thread of its own) owns rings and sockets from the moment they are set up and moves all
+bytes. It hands over what needs a decision as events; here each is decided by the policy, carried out by a handler, answered.
+CONNECT, BIND and DGRAM_DEST get exactly one answer: connected, bound, refused, a destination. A flow that the guest closes
+before that comes back as CANCEL, and an answer that crosses it finds nobody, which is fine.
+
+An engine lives as long as a front-end's session. When the front-end goes, its guest's memory goes, and with it every flow.
+
+Log lines of one flow start with the device's name and the flow's number: ``vm1 #17 tcp://10.0.0.5:5432 ...``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import ClassVar, Final
+
+from .._core import lib
+from ..device import Device, Queue
+from ..errors import FrontendError, PolicyError, RequestError, UsageError
+from . import abi
+from . import uri as uris
+from .engine import Engine, Event, Stats
+from .errnos import errno_name, guest_errno
+from .flows import Flow, ended_text
+from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
+from .handlers.direct import open_datagram
+from .handlers.listen import Listeners
+from .policy import Decision, Guest, Policy
+from .uri import InetURI, IpxURI, URIError
+
+__all__ = ["OffloadDevice"]
+
+log = logging.getLogger("vhostsock.offload")
+
+_OFFLOAD: Final[int] = lib.VSO_OFFLOAD
+_REFUSALS: Final = {"native": lib.VSO_NATIVE, "deny": lib.VSO_DENY}
+
+
+class OffloadDevice(Device):
+    """Serve one guest's sockets.
+
+    name         who this guest is, in policies (``device``) and in the log
+    policy       what is served; without one nothing is (``Policy()`` leaves every socket native)
+    pairs        ring pairs, 1..64; the driver spreads its flows over them
+    handlers     names for policies (``handler = "..."``): Handler objects, or ``async def f(reader, writer, request)``
+    max_flows    sockets at once, listeners included; one more gets ENFILE
+    max_pending  connections being made at once; one more gets ENOBUFS
+    buffer       bytes that a flow may hold for a host socket that does not take them; also the guest's send window
+    buffers      bytes of such buffers over all flows; the flow that would exceed it gets ENOBUFS
+
+    PolicyError: the policy names a handler that is not there. UsageError: a limit is out of range.
+    """
+
+    virtio_id: ClassVar[int] = 39  # of the generic carrier; the fs carrier has QEMU's own (26). See vhostsock/qemu.py
+
+    def __init__(self, *, name: str = "guest", policy: Policy | None = None, pairs: int = 1,
+                 handlers: Mapping[str, Handler | StreamFunction] | None = None, max_flows: int = 4096, max_pending: int = 1024,
+                 buffer: int = 256 << 10, buffers: int = 64 << 20) -> None:  # fmt: skip
+        if not 1 <= pairs <= 64:
+            raise UsageError(f"{pairs} ring pairs; there can be 1 to 64")
+        self.name = name
+        self.policy = policy or Policy()
+        self.num_queues = 2 * pairs
+        self._handlers = _handlers(self.policy, handlers or {})
+        self._limits = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
+        self._max_pending = max_pending
+        self._engine: Engine | None = None
+        self._last_stats = Stats()
+        self._flows: dict[int, Flow] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connecting = 0
+        self._listeners = Listeners()
+        self._queues: dict[int, Queue] = {}
+        Engine(**self._limits).close()  # complains about a limit now, not when a front-end comes
+
+    # ---- life
+
+    async def connected(self) -> None:
+        self._engine = Engine(**self._limits)
+        self._engine.start()
+        asyncio.get_running_loop().add_reader(self._engine.event_fd, self._take_events)
+
+    async def disconnected(self) -> None:
+        engine = self._engine
+        if engine is None:
+            return
+        asyncio.get_running_loop().remove_reader(engine.event_fd)
+        engine.forget()
+        self._settle()
+        self.report()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._last_stats = engine.stats()
+        self._engine = None
+        engine.close()
+        self._flows.clear()
+
+    def reset(self) -> None:
+        if self._engine:
+            self._engine.forget()
+            self._settle()
+
+    def queue_started(self, queue: Queue) -> None:
+        assert self._engine is not None
+        self._queues[queue.index] = queue
+        self._engine.attach(queue.index, queue.vring.ptr, queue.kick_fd)
+
+    async def queue_draining(self, queue: Queue) -> None:
+        """Nothing to wait for: no chain stays with the engine between two batches."""
+
+    def queue_stopped(self, queue: Queue) -> None:
+        assert self._engine is not None
+        self._engine.detach(queue.index)
+        self._queues.pop(queue.index, None)
+
+    def quiesced(self) -> contextlib.AbstractContextManager[None]:
+        return self._engine.locked() if self._engine else contextlib.nullcontext()
+
+    def stats(self) -> Stats:
+        """The engine's figures; after the front-end has gone, the last ones."""
+        return self._engine.stats() if self._engine else self._last_stats
+
+    def report(self) -> None:
+        """Log one line of figures. ``events`` counts what Python was handed: it does not grow with the bytes."""
+        figures = self.stats()._asdict()
+        log.info("stats name=%s %s", self.name, " ".join(f"{key}={value}" for key, value in figures.items()))
+
+    # ---- events
+
+    def _take_events(self) -> bool:
+        """Answer one batch; False when there was nothing."""
+        if self._engine is None:
+            return False
+        events = self._engine.events()
+        for event in events:
+            try:
+                _ANSWERS[event.kind](self, event)
+            except Exception:
+                log.exception("%s #%d: cannot serve %s", self.name, event.flow, event.kind)
+                if event.kind in ("CONNECT", "BIND"):
+                    self._engine.refuse(event.handle, _OFFLOAD, errno.ECONNABORTED)
+        return bool(events)
+
+    def _settle(self) -> None:
+        while self._take_events():
+            pass
+
+    def _say(self, flow: Flow, text: str, *, level: int = logging.INFO) -> None:
+        log.log(level, "%s %s %s", self.name, flow, text)
+
+    def _age(self, flow: Flow) -> float:
+        return asyncio.get_running_loop().time() - flow.since
+
+    def _hello(self, event: Event) -> None:
+        hello = abi.HELLO.parse(event.payload)
+        log.info("%s driver started, protocol %d.%d, epoch %016x", self.name, hello.abi_major, hello.abi_minor, hello.epoch)
+
+    def _connect(self, event: Event) -> None:
+        opened = self._opened(event)
+        if opened is None:
+            return
+        flow, wanted = opened
+        local = flow.listener.shown if flow.listener else None
+        try:
+            local = uris.parse_inet(wanted.local) if wanted.local else local
+            decision = self.policy.decide(flow.uri, flow.guest)
+        except URIError as error:
+            self._refuse(flow, _OFFLOAD, errno.EINVAL, f"EINVAL: {error}", logging.WARNING)
+            return
+        if decision.action != "offload":
+            code = errno_name(decision.errno) + " " if decision.errno else ""
+            text = f"{decision.action} {code}({decision.why})"
+            level = logging.INFO if decision.errno else logging.DEBUG
+            self._refuse(flow, _REFUSALS[decision.action], decision.errno, text, level)
+            return
+        assert decision.target is not None
+        request = Request(flow.uri, decision.target, flow.guest, local, wanted.opts, flow.id, wanted.pid, wanted.comm,
+                          partial(self._reset_flow, flow), self._settle)  # fmt: skip
+        if wanted.flags & lib.VSO_OPEN_ADDR_ONLY:
+            self._open_datagram(flow, decision, request)
+        elif self._connecting >= self._max_pending:
+            text = f"ENOBUFS: {self._connecting} connections are being made"
+            self._refuse(flow, _OFFLOAD, errno.ENOBUFS, text, logging.WARNING)
+        else:
+            self._connecting += 1
+            flow.task = asyncio.get_running_loop().create_task(self._make(flow, decision, request))
+            self._keep(flow.task)
+            flow.task.add_done_callback(self._made)
+
+    def _opened(self, event: Event) -> tuple[Flow, abi.Open] | None:
+        """The flow of a CONNECT or BIND, new or known; None: refused already."""
+        assert self._engine is not None
+        try:
+            wanted = abi.parse_open(event.payload)
+            asked = uris.parse(wanted.uri)
+        except (RequestError, URIError) as error:
+            log.warning("%s #%d EINVAL: %s", self.name, event.flow, error)
+            self._engine.refuse(event.handle, _OFFLOAD, errno.EINVAL)
+            return None
+        if not isinstance(asked, InetURI):
+            kind = "no handler for ipx" if isinstance(asked, IpxURI) else "no address of a guest"
+            log.info("%s #%d %s native (%s)", self.name, event.flow, asked, kind)
+            self._engine.refuse(event.handle, lib.VSO_NATIVE, 0)
+            return None
+        flow = self._flows.get(event.handle)
+        now = asyncio.get_running_loop().time()
+        if flow is None:
+            flow = self._flows[event.handle] = Flow(event.handle, event.flow, asked, Guest(self.name, wanted.uid), now)
+        else:  # BIND came before, or a datagram socket connects anew
+            flow.uri, flow.since = asked, now
+        return flow, wanted
+
+    async def _make(self, flow: Flow, decision: Decision, request: Request) -> None:
+        """Connect, and answer."""
+        what = f"offload {decision.handler} -> {decision.target}"
+        why = f"({decision.why})"
+        try:
+            async with asyncio.timeout(decision.connect_timeout):
+                connection = await self._handlers[decision.handler].connect(request)
+            self._adopt(flow, connection)
+        except OSError as error:
+            code = guest_errno(error)
+            self._refuse(flow, _OFFLOAD, code, f"{what} {errno_name(code)} {why} {1000 * self._age(flow):.1f} ms")
+        except Exception:
+            log.exception("%s %s: handler %s failed", self.name, flow, decision.handler)
+            self._refuse(flow, _OFFLOAD, errno.ECONNABORTED, f"{what} ECONNABORTED {why}")
+        else:
+            self._say(flow, f"{what} {why} {1000 * self._age(flow):.1f} ms")
+
+    def _made(self, _task: asyncio.Task[None]) -> None:
+        self._connecting -= 1
+
+    def _adopt(self, flow: Flow, connection: Connection) -> None:
+        """Hand a connection to the engine. OSError: it did not take it, and the request was answered with that."""
+        assert self._engine is not None
+        if connection.task:
+            self._keep(connection.task)
+        try:
+            taken = self._engine.connected(flow.handle, connection.detach(), str(connection.local), str(connection.peer))
+        except OSError:
+            connection.close()
+            raise
+        if not taken:
+            connection.close()
+            return
+        self._drop_listener(flow)  # bound, then connected: the engine has closed the bound socket
+        flow.open, flow.connection, flow.task = True, connection, None
+
+    def _open_datagram(self, flow: Flow, decision: Decision, request: Request) -> None:
+        try:
+            connection = open_datagram(request)
+            self._adopt(flow, connection)
+        except OSError as error:
+            code = guest_errno(error)
+            self._refuse(flow, _OFFLOAD, code, f"offload {decision.target} {errno_name(code)} ({decision.why})")
+            return
+        flow.family = request.target.family if isinstance(request.target, InetURI) else socket.AF_INET
+        self._say(flow, f"offload datagrams -> {decision.target} ({decision.why})")
+
+    def _destination(self, event: Event) -> None:
+        """Another destination of a sendto(): policy decides on each. Refused ones are dropped, as a firewall would."""
+        assert self._engine is not None
+        text = event.payload.decode("ascii", "replace")
+        flow = self._flows.get(event.handle)
+        address, code, why = b"", errno.EINVAL, "no such address"
+        try:
+            if flow is not None:
+                address, code, why = self._decide_destination(flow, uris.parse_inet(text))
+        except (URIError, OSError) as error:
+            code, why = guest_errno(error) if isinstance(error, OSError) else errno.EINVAL, str(error)
+        self._engine.destination(event.handle, text, address, code)
+        log.log(logging.INFO if code else logging.DEBUG, "%s #%d datagrams to %r %s (%s)",
+                self.name, event.flow, text, f"dropped, {errno_name(code)}" if code else "offload", why)  # fmt: skip
+
+    def _decide_destination(self, flow: Flow, asked: InetURI) -> tuple[bytes, int, str]:
+        """The socket address, or the errno, and why."""
+        if asked.transport != "udp":
+            return b"", errno.EAFNOSUPPORT, "a stream's address"
+        decision = self.policy.decide(asked, flow.guest)
+        if decision.action != "offload" or not isinstance(decision.target, InetURI):
+            return b"", decision.errno or errno.ENETUNREACH, f"{decision.action}, {decision.why}"
+        return decision.target.sockaddr(flow.family or None), 0, decision.why
+
+    def _bind(self, event: Event) -> None:
+        opened = self._opened(event)
+        if opened is None:
+            return
+        flow, wanted = opened
+        assert self._engine is not None
+        v6only = bool(wanted.option(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+        try:
+            decision = self.policy.decide_bind(flow.uri, flow.guest, v6only=v6only)
+            if decision.action != "offload":
+                self._refuse(flow, lib.VSO_NATIVE, 0, f"native ({decision.why})", level=logging.DEBUG)
+                return
+            listener = self._listeners.bind(
+                flow.uri, decision, v6only=v6only,
+                reuseaddr=bool(wanted.option(socket.SOL_SOCKET, socket.SO_REUSEADDR)),
+                reuseport=bool(wanted.option(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
+            )  # fmt: skip
+        except URIError as error:
+            self._refuse(flow, _OFFLOAD, errno.EINVAL, f"EINVAL: {error}", level=logging.WARNING)
+            return
+        except OSError as error:
+            code = guest_errno(error)
+            text = f"publish as {decision.host} {errno_name(code)} ({decision.why})"
+            self._refuse(flow, _OFFLOAD, code, text, logging.WARNING)
+            return
+        flow.listener = listener
+        try:
+            flow.open = self._engine.bound(flow.handle, listener.sock.detach(), str(listener.shown))
+        except OSError as error:
+            self._say(flow, f"publish as {listener.host} {errno_name(error.errno or errno.EIO)}", level=logging.WARNING)
+        if flow.open:
+            self._say(flow, f"published as {listener.host} ({decision.why})")
+        else:
+            self._forget(flow)
+
+    def _cancel(self, event: Event) -> None:
+        flow = self._flows.get(event.handle)
+        if flow is None:
+            return
+        if flow.task:
+            flow.task.cancel()
+            self._say(flow, "cancelled by the guest")
+        if not flow.open:
+            self._forget(flow)
+
+    def _accepted(self, event: Event) -> None:
+        flow = self._flows.get(event.handle)
+        if flow:
+            self._say(flow, f"accepted {event.payload.decode('ascii', 'replace')}")
+
+    def _ended(self, event: Event) -> None:
+        flow = self._flows.get(event.handle)
+        if flow is None:  # one that the device announced
+            log.info("%s #%d accepted connection %s", self.name, event.flow & ~lib.VSO_FLOW_DEVICE, ended_text(event, None))
+            return
+        self._say(flow, ended_text(event, self._age(flow)))
+        if flow.connection and flow.connection.ended:
+            flow.connection.ended(event.error)
+        self._forget(flow)
+
+    def _broken(self, event: Event) -> None:
+        log.error("%s ring %d is broken: %s", self.name, event.flow, event.payload.decode("utf-8", "replace"))
+        queue = self._queues.get(event.flow)
+        if queue and queue.memory and queue.memory.poisoned:
+            queue.fail(FrontendError(f"ring {queue.index}: the guest memory was truncated under its mapping"))
+
+    # ---- helpers
+
+    def _refuse(self, flow: Flow, verdict: int, code: int, text: str, level: int = logging.INFO) -> None:
+        if self._engine:
+            self._engine.refuse(flow.handle, verdict, code)
+        self._say(flow, text, level=level)
+        flow.task = None
+        if not flow.open:
+            self._forget(flow)
+
+    def _reset_flow(self, flow: Flow, error: int) -> None:
+        if self._engine:
+            self._engine.reset(flow.handle, error)
+
+    def _forget(self, flow: Flow) -> None:
+        self._drop_listener(flow)
+        self._flows.pop(flow.handle, None)
+
+    def _drop_listener(self, flow: Flow) -> None:
+        if flow.listener:
+            self._listeners.ended(flow.listener)
+            flow.listener = None
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+_ANSWERS: Final[Mapping[str, Callable[[OffloadDevice, Event], None]]] = {
+    "HELLO": OffloadDevice._hello,
+    "CONNECT": OffloadDevice._connect,
+    "BIND": OffloadDevice._bind,
+    "DGRAM_DEST": OffloadDevice._destination,
+    "CANCEL": OffloadDevice._cancel,
+    "ACCEPTED": OffloadDevice._accepted,
+    "ENDED": OffloadDevice._ended,
+    "BROKEN": OffloadDevice._broken,
+}
+
+
+def _handlers(policy: Policy, named: Mapping[str, Handler | StreamFunction]) -> dict[str, Handler]:
+    """Built-in and given handlers by name; PolicyError when the policy names another one."""
+    handlers: dict[str, Handler] = {"direct": DirectHandler(), "unix": UnixHandler()}
+    for name, handler in named.items():
+        if name in handlers:
+            raise UsageError(f"handler {name!r} is built in; choose another name")
+        handlers[name] = handler if hasattr(handler, "connect") else InProcessHandler(handler)
+    for name, rule in policy.handlers().items():
+        if name not in handlers:
+            known = ", ".join(map(repr, handlers))
+            raise PolicyError(f"{rule.where}: rule {rule.number}, key 'handler': no handler {name!r} here; there are {known}")
+    return handlers

@@ -1,0 +1,148 @@
+"""The C data plane (csrc/engine/vs_engine.h) as a Python object: answers go in, events come out.
+
+Calls may be made from any thread and wait for at most one bounded batch of the engine's own. An answer for a flow that is gone
+meanwhile is no error; it closes the descriptor that came with it and returns False.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from .._core import ffi, lib
+from ..errors import UsageError
+
+__all__ = ["EVENT_NAMES", "Engine", "Event", "Stats"]
+
+BATCH: Final = 64  # events taken in one call
+EVENT_NAMES: Final[dict[int, str]] = {
+    number: name.removeprefix("VSE_EV_") for number, name in ffi.typeof("enum vse_event_type").elements.items()
+}
+
+
+class Event(NamedTuple):
+    """One event; its members are those of struct vse_event. ``kind`` is a name of EVENT_NAMES."""
+
+    kind: str
+    flow: int
+    handle: int
+    error: int
+    to_host: int
+    to_guest: int
+    payload: bytes
+
+
+class Stats(NamedTuple):
+    """struct vse_stats: flows now and ever, bytes and datagrams each way, and how often anybody was woken for it."""
+
+    flows: int = 0
+    opened: int = 0
+    ended: int = 0
+    to_host: int = 0
+    to_guest: int = 0
+    dgrams_to_host: int = 0
+    dgrams_to_guest: int = 0
+    dgrams_dropped: int = 0
+    msgs_in: int = 0
+    msgs_out: int = 0
+    events: int = 0
+    wakeups: int = 0
+    buffered: int = 0
+
+
+class Engine:
+    """One engine and its thread. UsageError: a limit is out of range. OSError: the host has no resources for it."""
+
+    def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int) -> None:
+        config = ffi.new("struct vse_config *", {
+            "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": lib.VSO_F_DGRAM,
+        })  # fmt: skip
+        err = ffi.new("struct vs_err *")
+        pointer = lib.vse_new(config, err)
+        if not pointer:
+            raise UsageError(_text(err)) if err.code == errno.EINVAL else OSError(err.code, _text(err))
+        self._engine: Any = ffi.gc(pointer, lib.vse_free)
+        self._batch = ffi.new("struct vse_event[]", BATCH)
+        self.event_fd: int = lib.vse_event_fd(pointer)
+
+    def start(self) -> None:
+        """Start the thread."""
+        err = ffi.new("struct vs_err *")
+        if lib.vse_start(self._engine, err):
+            raise OSError(err.code, _text(err))
+
+    def close(self) -> None:
+        """Stop the thread, reset all flows, free everything. Idempotent."""
+        if self._engine is not None:
+            self.event_fd = -1
+            ffi.release(self._engine)
+            self._engine = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The thread does not touch rings or guest memory meanwhile."""
+        lib.vse_lock(self._engine)
+        try:
+            yield
+        finally:
+            lib.vse_unlock(self._engine)
+
+    def attach(self, ring: int, vq: Any, kick_fd: int) -> None:
+        """Serve a running vring (a struct vs_vq pointer) until ``detach``. OSError."""
+        err = ffi.new("struct vs_err *")
+        if lib.vse_ring_attach(self._engine, ring, vq, kick_fd, err):
+            raise OSError(err.code, _text(err))
+
+    def detach(self, ring: int) -> None:
+        lib.vse_ring_detach(self._engine, ring)
+
+    def events(self) -> list[Event]:
+        """What happened, in order; at most BATCH. The event fd stays readable while there is more."""
+        count = lib.vse_events(self._engine, self._batch, BATCH)
+        return [
+            Event(EVENT_NAMES[e.type], e.flow, e.handle, e.error, e.to_host, e.to_guest, bytes(ffi.buffer(e.payload, e.len)))
+            for e in self._batch[0:count]
+        ]
+
+    def connected(self, handle: int, fd: int, local: str, peer: str) -> bool:
+        """Answer a CONNECT with a connected descriptor, which is the engine's from here on. OSError: the request failed
+        with it (and was answered so)."""
+        return self._answered(handle, lib.vse_connected(self._engine, handle, fd, local.encode(), peer.encode()))
+
+    def bound(self, handle: int, fd: int, local: str) -> bool:
+        """Answer a BIND with a bound descriptor. As ``connected``."""
+        return self._answered(handle, lib.vse_bound(self._engine, handle, fd, local.encode()))
+
+    def _answered(self, handle: int, code: int) -> bool:
+        if code not in (0, -errno.ESTALE):
+            self.refuse(handle, lib.VSO_OFFLOAD, -code)
+            raise OSError(-code, os.strerror(-code))
+        return code == 0
+
+    def refuse(self, handle: int, verdict: int, error: int) -> bool:
+        """Answer a CONNECT or BIND with a verdict and an errno."""
+        return bool(lib.vse_refuse(self._engine, handle, verdict, error) == 0)
+
+    def destination(self, handle: int, uri: str, address: bytes, error: int = 0) -> bool:
+        """Answer a DGRAM_DEST: the sockaddr that ``uri`` stands for, or an errno to drop what goes there."""
+        return bool(lib.vse_dgram_dest(self._engine, handle, uri.encode(), address, len(address), error) == 0)
+
+    def reset(self, handle: int, error: int) -> bool:
+        """End one flow: RESET to the driver, RST on the host."""
+        return bool(lib.vse_reset_flow(self._engine, handle, error) == 0)
+
+    def forget(self) -> None:
+        """End every flow without a word to the driver, which is gone or starts anew."""
+        lib.vse_reset_all(self._engine, True)
+
+    def stats(self) -> Stats:
+        raw = ffi.new("struct vse_stats *")
+        lib.vse_get_stats(self._engine, raw)
+        return Stats(*(getattr(raw, name) for name in Stats._fields))
+
+
+def _text(err: Any) -> str:
+    return str(ffi.string(err.text).decode(errors="replace"))

@@ -1,0 +1,62 @@
+"""The direct handler: a TCP or UDP socket of the host, connected to the target.
+
+Also what unconnected datagram sockets of the guest use: one host socket that any target of its family can be sent to.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from ..uri import InetURI
+from .base import Connection, Request, apply_options, connect, shown_local
+
+__all__ = ["DirectHandler", "open_datagram"]
+
+
+def _inet_target(request: Request) -> InetURI:
+    if not isinstance(request.target, InetURI):
+        raise OSError(errno.EAFNOSUPPORT, f"the direct handler cannot connect {request.target}")
+    return request.target
+
+
+class DirectHandler:
+    """tcp, tcp6, udp and udp6 targets. The guest's own bound address is not used: it is none of the host's."""
+
+    async def connect(self, request: Request) -> Connection:
+        target = _inet_target(request)
+        sock = socket.socket(target.family, target.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            apply_options(sock, request.opts)
+            await connect(sock, target.name())
+            if target.transport == "tcp" and sock.getsockname() == sock.getpeername():
+                # the kernel chose the very port that was asked for and the socket met itself (RFC 9293, 3.5); nobody listens
+                raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            local = shown_local(request, InetURI.of_name(target.transport, sock.getsockname()))
+        except BaseException:
+            sock.close()
+            raise
+        return Connection(sock, local, request.uri)
+
+
+def open_datagram(request: Request) -> Connection:
+    """An unconnected UDP socket for a guest that uses sendto(): of the target's family, IPv6 also reaching IPv4 (mapped).
+
+    OSError when the host cannot make one. Bound at once, to any free port, so that it has an address to show.
+    """
+    target = _inet_target(request)
+    sock = socket.socket(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if target.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        apply_options(sock, request.opts)
+        sock.bind(("::" if target.family == socket.AF_INET6 else "0.0.0.0", 0))
+        bound = InetURI.of_name("udp", sock.getsockname())
+        # as on Linux, getsockname() of an unconnected socket shows the wildcard and the port
+        address = request.local.address if request.local else type(request.uri.plain)(0)
+        port = request.local.port if request.local and request.local.port else bound.port
+    except BaseException:
+        sock.close()
+        raise
+    return Connection(sock, InetURI("udp", address, port), request.uri)

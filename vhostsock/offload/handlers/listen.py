@@ -1,0 +1,113 @@
+"""Sockets for listeners of the guest: what a [[publish]] rule binds on the host.
+
+*Options.* SO_REUSEADDR is the guest's. SO_REUSEPORT is never set before the first bind of a port, even if the guest asked for
+it: another VM could take a share of the connections. The first socket binds alone; only then is it made shareable (the kernel
+compares the flags of both at the second bind, net/ipv4/inet_connection_sock.c), and only this device sets the flag first, for
+a port that it holds already. So a guest's workers share its port with each other and with nobody else.
+
+*Unix targets.* A socket file that nobody listens on any more is left over from a crash and is replaced; any other file is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections import Counter
+from dataclasses import dataclass
+
+from ..policy import BindDecision
+from ..uri import InetURI, UnixURI
+from .base import made_up_port
+
+__all__ = ["Listener", "Listeners"]
+
+
+@dataclass(slots=True)
+class Listener:
+    """A bound host socket: where (for the log), what getsockname() shows in the guest, and what to undo when it ends."""
+
+    sock: socket.socket
+    host: InetURI | UnixURI
+    shown: InetURI
+    file: tuple[int, int] | None = None  # device and inode of a Unix socket's file
+
+
+class Listeners:
+    """The host sockets that one device has bound for its guest."""
+
+    def __init__(self) -> None:
+        self._ports: Counter[InetURI] = Counter()
+
+    def bind(self, asked: InetURI, decision: BindDecision, *, reuseaddr: bool, reuseport: bool, v6only: bool) -> Listener:
+        """Bind what ``decision`` says. OSError: the guest's bind() fails with its errno (EADDRINUSE, EACCES, ...)."""
+        if isinstance(decision.host, UnixURI):
+            return self._bind_unix(asked, decision.host)
+        assert isinstance(decision.host, InetURI)
+        for port in decision.ports:
+            host = decision.host.with_port(port)
+            try:
+                return self._bind_inet(asked, host, reuseaddr=reuseaddr, reuseport=reuseport, v6only=v6only)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or port == decision.ports[-1]:
+                    raise
+        raise OSError(errno.EADDRINUSE, "no port to bind")
+
+    def _bind_inet(self, asked: InetURI, host: InetURI, *, reuseaddr: bool, reuseport: bool, v6only: bool) -> Listener:
+        sock = socket.socket(host.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            if reuseaddr:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if host.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+            if reuseport and host in self._ports:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(host.name())
+            if reuseport:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            host = InetURI.of_name("tcp", sock.getsockname())
+        except BaseException:
+            sock.close()
+            raise
+        self._ports[host] += 1
+        return Listener(sock, host, asked.with_port(asked.port or host.port))
+
+    def _bind_unix(self, asked: InetURI, host: UnixURI) -> Listener:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            _remove_if_stale(host.path)
+            sock.bind(host.path)
+            made = os.stat(host.path)
+        except OSError as error:
+            sock.close()
+            # a missing directory and the like, in the words of a TCP bind()
+            code = error.errno if error.errno in (errno.EADDRINUSE, errno.EACCES) else errno.EADDRNOTAVAIL
+            raise OSError(code, f"{os.strerror(code)} ({host}: {error.strerror})") from error
+        except BaseException:
+            sock.close()
+            raise
+        return Listener(sock, host, asked.with_port(asked.port or made_up_port()), (made.st_dev, made.st_ino))
+
+    def ended(self, listener: Listener) -> None:
+        """The listener is closed: its port is free, its socket file goes (unless somebody put another one there)."""
+        if isinstance(listener.host, InetURI):
+            self._ports[listener.host] -= 1
+            self._ports += Counter()  # drops what is 0
+        elif listener.file is not None:
+            with contextlib.suppress(OSError):
+                there = os.stat(listener.host.path)
+                if (there.st_dev, there.st_ino) == listener.file:
+                    os.unlink(listener.host.path)
+
+
+def _remove_if_stale(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            os.unlink(path)
