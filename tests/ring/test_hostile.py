@@ -233,6 +233,14 @@ def test_a_chain_of_more_than_2_32_bytes(make_pair: MakePair) -> None:
     assert_breaks(pair, r"desc 4 .*: the chain has more than 2\^32 bytes")
 
 
+def test_a_chain_in_more_than_2048_pieces(make_pair: MakePair) -> None:
+    pair = make_pair(sizes=(1 << 16, *[4096] * 300))
+    start = pair.memory.regions[0].gpa
+    for i in range(7):  # each of them is cut in 301 by the regions
+        pair.queue.write_desc(i, start, (1 << 16) + 300 * 4096, DESC_WRITE | (DESC_NEXT if i < 6 else 0), i + 1)
+    assert_breaks(pair, r"desc 6 .*: the chain is in too many pieces")
+
+
 def test_the_chains_before_the_bad_one_are_delivered(pair: Pair) -> None:
     pair.queue.add([b"good"])
     pair.queue.add([b"also good"])

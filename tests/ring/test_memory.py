@@ -179,6 +179,20 @@ def test_the_fd_may_be_closed_after_mapping(memfd: int) -> None:
     assert read_gpa(memory, 0x10000, 5) == b"still"
 
 
+def test_a_hugetlb_file_is_mapped_in_its_own_units() -> None:
+    # no huge page need be there: the mapping reserves none, and is not touched
+    fd = os.memfd_create("ram", os.MFD_HUGETLB)
+    try:
+        os.ftruncate(fd, 64 << 20)
+        memory = MemoryMap.empty().with_region(fd, gpa=0, size=(1 << 20) + 5, uva=0, offset=(33 << 20) + 0x1000)
+    finally:
+        os.close(fd)
+    start = int(ffi.cast("uintptr_t", lib.vs_mem_gpa(memory.ptr, 0, (1 << 20) + 5)))
+    assert start % (1 << 20) == 0x1000
+    memory.close()
+    assert lib.vs_region_count_live() == 0
+
+
 def test_guest_memory_is_left_out_of_core_dumps(memfd: int) -> None:
     memory = MemoryMap.empty().with_region(memfd, **OLD)
     start = int(ffi.cast("uintptr_t", lib.vs_mem_gpa(memory.ptr, 0x10000, 1)))
