@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from tests.ring.conftest import Pair
-from vhostsock.testing.driver import DESC_INDIRECT, DeviceFault, DriverQueue, GuestMemory, RingFull
+from vhostsock.testing.driver import DESC_INDIRECT, DeviceFault, GuestMemory, RingFull
 
 
 def use(pair: Pair, *elements: tuple[int, int], idx: int | None = None) -> None:
