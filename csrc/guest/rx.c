@@ -14,15 +14,27 @@
 
 #include "vso.h"
 
-/* one message, its header copied once (the page is shared with the device until then) */
-struct vso_msg {
-	struct vso_pair *pair;
-	struct vso_sock *vs;
-	struct page *page;
-	const u8 *data;
-	u32 type, flow, len, arg, buf_alloc, fwd_cnt, cookie;
-	bool taken;		/* the page belongs to a socket queue now */
-};
+/**
+ * vso_msg_copy() - copy @len bytes of the payload from @off on; they must be there
+ */
+void vso_msg_copy(const struct vso_msg *m, u32 off, void *to, u32 len)
+{
+	unsigned int i;
+
+	off += sizeof(struct vso_hdr);
+	for (i = 0; len && i < VSO_RX_PAGES; i++) {
+		u32 size = page_size(m->buf->page[i]), n;
+
+		if (off < size) {
+			n = min(len, size - off);
+			memcpy(to, page_address(m->buf->page[i]) + off, n);
+			to += n;
+			len -= n;
+			off += n;
+		}
+		off -= size;
+	}
+}
 
 /* the flow ends here with an error for the application; the device hears CLOSE */
 static void vso_flow_fail(struct vso_sock *vs, int error)
@@ -40,29 +52,32 @@ static void vso_flow_fail(struct vso_sock *vs, int error)
 	vso_flow_close(vs, VSO_CLOSE_ABORT);
 }
 
-/* append bytes to the receive queue. Called under vs->lock. Return: false without memory */
-static bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
+/*
+ * Append the part of a message that lies in one page: copied if small, else the queue takes the page. Called under vs->lock.
+ * Return: false without memory
+ */
+static bool vso_rx_piece(struct vso_sock *vs, struct page **page, u32 off, u32 len)
 {
 	struct vso_seg *seg;
 	u32 cap;
 
-	if (m->len > VSO_COPYBREAK) {
-		seg = kzalloc(sizeof(*seg), GFP_ATOMIC);
+	if (len > VSO_COPYBREAK) {
+		seg = kmalloc(sizeof(*seg), GFP_ATOMIC);
 		if (!seg)
 			return false;
-		seg->page = m->page;
-		seg->off = m->data - (const u8 *)page_address(m->page);
-		seg->truesize = sizeof(*seg) + page_size(m->page);
-		m->taken = true;
+		seg->page = *page;
+		seg->off = off;
+		seg->truesize = sizeof(*seg) + page_size(*page);
+		*page = NULL;
 	} else {
-		/* small messages share an allocation, so that a stream of single bytes costs little more than its bytes */
+		/* small pieces share an allocation, so that a stream of single bytes costs little more than its bytes */
 		seg = list_empty(&vs->rxq) ? NULL : list_last_entry(&vs->rxq, struct vso_seg, list);
-		if (seg && !seg->page && seg->cap - seg->off - seg->len >= m->len) {
-			memcpy(seg->data + seg->off + seg->len, m->data, m->len);
-			seg->len += m->len;
+		if (seg && !seg->page && seg->cap - seg->off - seg->len >= len) {
+			memcpy(seg->data + seg->off + seg->len, page_address(*page) + off, len);
+			seg->len += len;
 			goto counted;
 		}
-		cap = roundup_pow_of_two(sizeof(*seg) + max_t(u32, m->len, 256)) - sizeof(*seg);
+		cap = roundup_pow_of_two(sizeof(*seg) + max_t(u32, len, 256)) - sizeof(*seg);
 		seg = kmalloc(sizeof(*seg) + cap, GFP_ATOMIC);
 		if (!seg)
 			return false;
@@ -70,13 +85,29 @@ static bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
 		seg->off = 0;
 		seg->cap = cap;
 		seg->truesize = sizeof(*seg) + cap;
-		memcpy(seg->data, m->data, m->len);
+		memcpy(seg->data, page_address(*page) + off, len);
 	}
-	seg->len = m->len;
+	seg->len = len;
 	vs->rx_mem += seg->truesize;
 	list_add_tail(&seg->list, &vs->rxq);
 counted:
-	vs->rx_bytes += m->len;
+	vs->rx_bytes += len;
+	return true;
+}
+
+static bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
+{
+	u32 off = sizeof(struct vso_hdr), left = m->len, size, n;
+	unsigned int i;
+
+	for (i = 0; left && i < VSO_RX_PAGES; i++) {
+		size = page_size(m->buf->page[i]);
+		n = min(left, size - off);
+		if (!vso_rx_piece(vs, &m->buf->page[i], off, n))
+			return false;
+		left -= n;
+		off = 0;
+	}
 	return true;
 }
 
@@ -121,7 +152,7 @@ static void vso_msg_shutdown(struct vso_msg *m)
 
 static void vso_msg_dgram(struct vso_msg *m)
 {
-	vso_rx_dgram(m->vs, m->data, m->len);
+	vso_rx_dgram(m);
 }
 
 static void vso_msg_ping(struct vso_msg *m)
@@ -353,26 +384,29 @@ static void vso_msg_sockopt_reply(struct vso_msg *m)
 	spin_unlock(&vs->lock);
 }
 
-/* the messages of the device: least payload, whether they name a flow, what they do */
+/* control messages lie in the first page, which may be one of 4 KiB */
+#define VSO_CTL_MAX	(VSO_RX_MIN - sizeof(struct vso_hdr))
+
+/* the messages of the device: least and most payload, whether they name a flow, what they do */
 static const struct vso_rule {
-	u16 min;
+	u32 min, max;
 	bool flow;
 	void (*handle)(struct vso_msg *m);
 } vso_rules[] = {
-	[VSO_DATA]		= { 0, true, vso_msg_data },
-	[VSO_CREDIT]		= { 0, true, vso_msg_credit },
-	[VSO_SHUTDOWN]		= { 0, true, vso_msg_shutdown },
-	[VSO_DGRAM]		= { sizeof(struct vso_dgram), true, vso_msg_dgram },
-	[VSO_PING]		= { 0, false, vso_msg_ping },
-	[VSO_PONG]		= { 0, false, vso_msg_pong },
-	[VSO_HELLO_REPLY]	= { sizeof(struct vso_hello), false, vso_msg_hello_reply },
-	[VSO_CONNECT_REPLY]	= { sizeof(struct vso_reply), true, vso_msg_connect_reply },
-	[VSO_BIND_REPLY]	= { sizeof(struct vso_reply), true, vso_msg_bind_reply },
-	[VSO_LISTEN_REPLY]	= { sizeof(struct vso_reply), true, vso_msg_bind_reply },
-	[VSO_ACCEPT]		= { sizeof(struct vso_accept), true, vso_msg_accept },
-	[VSO_CLOSED]		= { 0, true, vso_msg_closed },
-	[VSO_RESET]		= { 0, true, vso_msg_reset },
-	[VSO_SOCKOPT_REPLY]	= { sizeof(struct vso_sockopt), true, vso_msg_sockopt_reply },
+	[VSO_DATA]		= { 0, VSO_PAYLOAD_MAX, true, vso_msg_data },
+	[VSO_CREDIT]		= { 0, VSO_CTL_MAX, true, vso_msg_credit },
+	[VSO_SHUTDOWN]		= { 0, VSO_CTL_MAX, true, vso_msg_shutdown },
+	[VSO_DGRAM]		= { sizeof(struct vso_dgram), VSO_PAYLOAD_MAX, true, vso_msg_dgram },
+	[VSO_PING]		= { 0, VSO_CTL_MAX, false, vso_msg_ping },
+	[VSO_PONG]		= { 0, VSO_CTL_MAX, false, vso_msg_pong },
+	[VSO_HELLO_REPLY]	= { sizeof(struct vso_hello), VSO_CTL_MAX, false, vso_msg_hello_reply },
+	[VSO_CONNECT_REPLY]	= { sizeof(struct vso_reply), VSO_CTL_MAX, true, vso_msg_connect_reply },
+	[VSO_BIND_REPLY]	= { sizeof(struct vso_reply), VSO_CTL_MAX, true, vso_msg_bind_reply },
+	[VSO_LISTEN_REPLY]	= { sizeof(struct vso_reply), VSO_CTL_MAX, true, vso_msg_bind_reply },
+	[VSO_ACCEPT]		= { sizeof(struct vso_accept), VSO_CTL_MAX, true, vso_msg_accept },
+	[VSO_CLOSED]		= { 0, VSO_CTL_MAX, true, vso_msg_closed },
+	[VSO_RESET]		= { 0, VSO_CTL_MAX, true, vso_msg_reset },
+	[VSO_SOCKOPT_REPLY]	= { sizeof(struct vso_sockopt), VSO_CTL_MAX, true, vso_msg_sockopt_reply },
 };
 
 /* the device's window; on a listener the same fields mean nothing from its side */
@@ -392,26 +426,29 @@ static void vso_rx_credit(struct vso_sock *vs, const struct vso_msg *m)
 
 /**
  * vso_rx() - handle one message
- * @page: holds it; the page is ours again
- * @used: bytes that the device wrote
- *
- * Return: true when the page was kept, false when it may be posted again.
+ * @buf: the chain that holds it; comes back without the pages that a socket queue took
+ * @used: bytes that the device says it wrote
  */
-bool vso_rx(struct vso_pair *pair, struct page *page, u32 used)
+void vso_rx(struct vso_pair *pair, struct vso_rxbuf *buf, u32 used)
 {
-	struct vso_msg m = { .pair = pair, .page = page };
+	struct vso_msg m = { .pair = pair, .buf = buf };
 	struct vso_dev *dev = pair->dev;
 	const struct vso_rule *rule;
 	struct vso_hdr hdr;
+	u32 room = 0;
+	int i;
 
 	WRITE_ONCE(dev->alive, jiffies);
-	used = min_t(u32, used, page_size(page));
+	WRITE_ONCE(dev->unanswered, 0);
+	for (i = 0; i < VSO_RX_PAGES; i++)
+		room += page_size(buf->page[i]);
+	used = min(used, room);
 	if (used < sizeof(hdr)) {
 		vso_dev_broken(dev, "a message shorter than its header");
-		return false;
+		return;
 	}
-	memcpy(&hdr, page_address(page), sizeof(hdr));
-	m.data = (const u8 *)page_address(page) + sizeof(hdr);
+	memcpy(&hdr, page_address(buf->page[0]), sizeof(hdr));
+	m.data = (const u8 *)page_address(buf->page[0]) + sizeof(hdr);
 	m.type = le16_to_cpu(hdr.type);
 	m.flow = le32_to_cpu(hdr.flow);
 	m.len = le32_to_cpu(hdr.len);
@@ -422,15 +459,15 @@ bool vso_rx(struct vso_pair *pair, struct page *page, u32 used)
 	rule = m.type < ARRAY_SIZE(vso_rules) ? &vso_rules[m.type] : NULL;
 	if (!rule || !rule->handle) {
 		vso_dev_broken(dev, "a message of a type that does not exist");
-		return false;
+		return;
 	}
-	if (m.len > used - sizeof(hdr) || m.len < rule->min) {
+	if (m.len > used - sizeof(hdr) || m.len < rule->min || m.len > rule->max) {
 		vso_dev_broken(dev, "a message with a wrong length");
-		return false;
+		return;
 	}
 	if (!rule->flow) {
 		rule->handle(&m);
-		return false;
+		return;
 	}
 	rcu_read_lock();
 	m.vs = xa_load(m.flow & VSO_FLOW_DEVICE ? &dev->accepted : &dev->flows, m.flow & ~VSO_FLOW_DEVICE);
@@ -439,5 +476,4 @@ bool vso_rx(struct vso_pair *pair, struct page *page, u32 used)
 		rule->handle(&m);
 	}
 	rcu_read_unlock();
-	return m.taken;
 }

@@ -255,34 +255,36 @@ out:
 /* ----------------------------------------------------------------------------------------------------------- receiving */
 
 /** vso_rx_dgram() - a datagram came: struct vso_dgram, the source's URI, its bytes */
-void vso_rx_dgram(struct vso_sock *vs, const void *data, u32 len)
+void vso_rx_dgram(const struct vso_msg *m)
 {
+	struct vso_sock *vs = m->vs;
+	char uri[VSO_URI_MAX];
 	struct vso_dgram d;
 	struct vso_seg *seg;
-	u32 uri_len;
+	u32 uri_len, len;
 
-	memcpy(&d, data, sizeof(d));
-	data += sizeof(d);
-	len -= sizeof(d);
+	vso_msg_copy(m, 0, &d, sizeof(d));
 	uri_len = le16_to_cpu(d.uri_len);
-	if (uri_len > len || vs->row->type != SOCK_DGRAM)
+	if (uri_len > min_t(u32, m->len - sizeof(d), VSO_URI_MAX) || vs->row->type != SOCK_DGRAM)
 		return;
+	vso_msg_copy(m, sizeof(d), uri, uri_len);
+	len = m->len - sizeof(d) - uri_len;
 	spin_lock(&vs->lock);
 	if (vs->state != VSO_ST_CONNECTED || vs->closing || vs->rcv_shut || !vs->sk)
 		goto out;
 	if (vs->rx_mem > READ_ONCE(vs->sk->sk_rcvbuf))
 		goto drop;
-	seg = kmalloc(sizeof(*seg) + len - uri_len, GFP_ATOMIC);
+	seg = kmalloc(sizeof(*seg) + len, GFP_ATOMIC | __GFP_NOWARN);
 	if (!seg)
 		goto drop;
 	seg->page = NULL;
 	seg->off = 0;
-	seg->len = len - uri_len;
+	seg->len = len;
 	seg->cap = seg->len;
 	seg->truesize = sizeof(*seg) + seg->len;
-	if (!uri_len || vso_uri_parse(data, uri_len, vs->row->family, &seg->from))
+	if (!uri_len || vso_uri_parse(uri, uri_len, vs->row->family, &seg->from))
 		seg->from = vs->peer;
-	memcpy(seg->data, data + uri_len, seg->len);
+	vso_msg_copy(m, sizeof(d) + uri_len, seg->data, len);
 	list_add_tail(&seg->list, &vs->rxq);
 	vs->rx_bytes += seg->len;
 	vs->rx_mem += seg->truesize;

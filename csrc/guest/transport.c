@@ -15,7 +15,7 @@
  * next one is sent and by the tasklet; interrupts for them are asked for only while txq waits.
  *
  * Receiving.  An interrupt schedules the pair's tasklet, which is the only reader of the to-driver ring. Big payloads keep their pages (the
- * socket queue takes them, a fresh page is posted), small ones are copied and the same page is posted again.
+ * socket queue takes them, fresh ones are posted), small ones are copied and the same pages are posted again.
  *
  * Lifetime.  remove mirrors probe backwards: no new flows (vso_the_dev cleared), flows ended, run cleared under each tx_lock,
  * device reset, tasklets killed, buffers taken back, rings deleted. What remains is memory that flows may still name: their references.
@@ -35,9 +35,8 @@
 #define VSO_HELLO_WAIT		(2 * HZ)
 #define VSO_PINGS_MAX		3	/* unanswered ones that mean the device is gone */
 #define VSO_RX_BUDGET		128	/* messages before the tasklet lets others run */
-#define VSO_BUF_MIN		PAGE_SIZE
 
-static_assert(VSO_BUF_MIN >= VSO_RX_MIN);
+static_assert(PAGE_SIZE >= VSO_RX_MIN);	/* so each control message lies in the first page of its chain */
 
 static unsigned int vso_ping_secs = 5;
 module_param_named(ping_secs, vso_ping_secs, uint, 0444);
@@ -230,25 +229,53 @@ void vso_pong(struct vso_pair *pair, u16 type, u32 cookie)
 
 /* ----------------------------------------------------------------------------------------------------------- receiving */
 
-static struct page *vso_rx_page(void)
-{
-	struct page *page = alloc_pages(GFP_ATOMIC | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY, VSO_RX_ORDER);
+/* 32 KiB is the largest order that the per-CPU page lists cache */
+static const u8 vso_rx_order[VSO_RX_PAGES] = { 3, 3, 0 };
 
+static struct page *vso_rx_page(unsigned int order)
+{
+	struct page *page = NULL;
+
+	if (order)
+		page = alloc_pages(GFP_ATOMIC | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY, order);
 	return page ?: alloc_page(GFP_ATOMIC | __GFP_NOWARN);
 }
 
-static int vso_rx_post(struct vso_pair *pair, struct page *page)
+static void vso_rx_free(struct vso_rxbuf *buf)
 {
-	struct scatterlist sg;
-	int err;
+	unsigned int i;
 
-	sg_init_one(&sg, page_address(page), page_size(page));
-	err = virtqueue_add_inbuf(pair->rx, &sg, 1, page, GFP_ATOMIC);
-	if (err)
-		put_page(page);
-	else
-		pair->rx_posted++;
-	return err;
+	for (i = 0; i < VSO_RX_PAGES; i++)
+		if (buf->page[i])
+			put_page(buf->page[i]);
+	kfree(buf);
+}
+
+/* post a chain, new (NULL) or used, with fresh pages where they were taken. Return: false without memory, and the chain is gone */
+static bool vso_rx_post(struct vso_pair *pair, struct vso_rxbuf *buf)
+{
+	struct scatterlist sg[VSO_RX_PAGES];
+	unsigned int i;
+
+	if (!buf)
+		buf = kzalloc(sizeof(*buf), GFP_ATOMIC | __GFP_NOWARN);
+	if (!buf)
+		return false;
+	sg_init_table(sg, VSO_RX_PAGES);
+	for (i = 0; i < VSO_RX_PAGES; i++) {
+		if (!buf->page[i])
+			buf->page[i] = vso_rx_page(vso_rx_order[i]);
+		if (!buf->page[i])
+			goto fail;
+		sg_set_page(&sg[i], buf->page[i], page_size(buf->page[i]), 0);
+	}
+	if (virtqueue_add_inbuf(pair->rx, sg, VSO_RX_PAGES, buf, GFP_ATOMIC))
+		goto fail;
+	pair->rx_posted++;
+	return true;
+fail:
+	vso_rx_free(buf);
+	return false;
 }
 
 static bool vso_rx_fill(struct vso_pair *pair)
@@ -256,15 +283,11 @@ static bool vso_rx_fill(struct vso_pair *pair)
 	bool posted = false;
 
 	while (pair->rx_posted < pair->rx_target) {
-		struct page *page = vso_rx_page();
-
-		if (!page) {
+		if (!vso_rx_post(pair, NULL)) {
 			/* the watchdog's next tick tries again; with buffers left, so does the next message */
 			WRITE_ONCE(pair->dev->starved, true);
 			break;
 		}
-		if (vso_rx_post(pair, page))
-			break;
 		posted = true;
 	}
 	return posted;
@@ -275,15 +298,15 @@ static void vso_pair_serve(struct tasklet_struct *tasklet)
 	struct vso_pair *pair = from_tasklet(pair, tasklet, tasklet);
 	unsigned int used, budget = VSO_RX_BUDGET;
 	bool kick = false, again = false;
-	struct page *page;
+	struct vso_rxbuf *buf;
 
 	virtqueue_disable_cb(pair->rx);
 	for (;;) {
-		while (budget && (page = virtqueue_get_buf(pair->rx, &used))) {
+		while (budget && (buf = virtqueue_get_buf(pair->rx, &used))) {
 			budget--;
 			pair->rx_posted--;
-			if (!vso_rx(pair, page, used))
-				kick |= !vso_rx_post(pair, page);
+			vso_rx(pair, buf, used);
+			kick |= vso_rx_post(pair, buf);
 		}
 		if (!budget) {
 			again = true;
@@ -412,7 +435,6 @@ void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 le
 	dev->pairs = pairs;
 	dev->max_payload = max;
 	dev->features = le64_to_cpu(hello.features);
-	dev->unanswered = 0;
 	dev_info(&dev->vdev->dev, "sockets are offered to the device (%u ring pair%s, protocol %u.%u)\n", pairs,
 		 pairs > 1 ? "s" : "", VSO_ABI_MAJOR, min_t(u16, VSO_ABI_MINOR, le16_to_cpu(hello.abi_minor)));
 	vso_dev_set_up(dev, true);
@@ -445,14 +467,12 @@ static void vso_watchdog(struct work_struct *work)
 		spin_unlock_bh(&pair->tx_lock);
 		if (idle)
 			vso_hello_send(dev);
-	} else if (!atomic_read(&dev->nr_flows) || time_before(jiffies, READ_ONCE(dev->alive) + period)) {
-		dev->unanswered = 0;
-	} else if (dev->unanswered++ >= VSO_PINGS_MAX) {
-		dev_warn(&dev->vdev->dev, "no answer for %u s: offloaded sockets are reset, new ones are native\n",
-			 vso_ping_secs * dev->unanswered);
-		dev->unanswered = 0;
+	} else if (READ_ONCE(dev->unanswered) >= VSO_PINGS_MAX) {
+		dev_warn(&dev->vdev->dev, "no answer to %u PINGs: offloaded sockets are reset, new ones are native\n",
+			 READ_ONCE(dev->unanswered));
 		vso_dev_down(dev);
-	} else {
+	} else if (atomic_read(&dev->nr_flows) && !time_before(jiffies, READ_ONCE(dev->alive) + period)) {
+		WRITE_ONCE(dev->unanswered, dev->unanswered + 1);	/* vso_rx() sets it to 0 */
 		vso_pong(&dev->pair[0], VSO_PING, dev->unanswered);
 	}
 	schedule_delayed_work(&dev->watchdog, period);
@@ -525,7 +545,8 @@ static int vso_rings_up(struct vso_dev *dev)
 		pair->rx = vqs[2 * i];
 		pair->tx = vqs[2 * i + 1];
 		pair->rx_posted = 0;
-		pair->rx_target = min_t(unsigned int, virtqueue_get_vring_size(pair->rx), VSO_RX_BUFFERS);
+		pair->rx_target = min_t(unsigned int, virtqueue_get_vring_size(pair->rx) / VSO_RX_PAGES,
+					VSO_RX_BUFFERS);
 		vso_rx_fill(pair);	/* nothing runs the tasklet before virtio_device_ready() */
 		spin_lock_bh(&pair->tx_lock);
 		virtqueue_disable_cb(pair->tx);
@@ -542,8 +563,8 @@ static int vso_rings_up(struct vso_dev *dev)
 
 static void vso_rings_down(struct vso_dev *dev)
 {
+	struct vso_rxbuf *buf;
 	struct vso_tx *tx;
-	struct page *page;
 	unsigned int i;
 
 	WRITE_ONCE(dev->stopping, true);
@@ -559,8 +580,8 @@ static void vso_rings_down(struct vso_dev *dev)
 		struct vso_pair *pair = &dev->pair[i];
 
 		tasklet_kill(&pair->tasklet);
-		while ((page = virtqueue_detach_unused_buf(pair->rx)))
-			put_page(page);
+		while ((buf = virtqueue_detach_unused_buf(pair->rx)))
+			vso_rx_free(buf);
 		while ((tx = virtqueue_detach_unused_buf(pair->tx)))
 			vso_tx_free(tx);
 		vso_txq_purge(pair);

@@ -51,8 +51,8 @@
 #include "../include/vso_abi.h"
 
 #define VSO_PAIRS_MAX		16	/* more ring pairs than a guest of today has use for */
-#define VSO_RX_ORDER		3	/* 32 KiB: the largest order that the per-CPU page lists cache */
-#define VSO_RX_BUFFERS		64	/* chains posted to a to-driver ring: 2 MiB in flight a pair */
+#define VSO_RX_PAGES		3	/* pieces of a chain to the driver: 32 + 32 + 4 KiB hold the longest datagram with its URI */
+#define VSO_RX_BUFFERS		32	/* such chains posted to a ring: 2 MiB in flight a pair */
 #define VSO_COPYBREAK		4096	/* payloads up to here are copied out and their buffer posted again at once */
 #define VSO_TX_MAX		65536	/* payload of one DATA message */
 #define VSO_TX_INLINE		2048	/* payloads up to here share one allocation and one descriptor with their header */
@@ -96,6 +96,20 @@ const struct vso_row *vso_row_find(int family, int type, int protocol);
 struct vso_dev;
 struct vso_sock;
 
+/* one chain to the driver: compound pages, the first holds the header and all of any control message */
+struct vso_rxbuf {
+	struct page *page[VSO_RX_PAGES];	/* NULL: a socket queue took it */
+};
+
+/* one message from the device, its header copied once */
+struct vso_msg {
+	struct vso_pair *pair;
+	struct vso_sock *vs;
+	struct vso_rxbuf *buf;
+	const u8 *data;		/* payload, as far as it lies in the first page */
+	u32 type, flow, len, arg, buf_alloc, fwd_cnt, cookie;
+};
+
 /**
  * struct vso_pair - one pair of rings
  * @tasklet: serves both rings after an interrupt; the only reader of @rx
@@ -122,7 +136,7 @@ struct vso_pair {
  * @up: HELLO was answered, requests may be sent. Written under every tx_lock of the device
  * @stopping: remove or freeze is under way
  * @starved: a tasklet found no memory for buffers
- * @alive: ticks at which the device last said anything
+ * @unanswered: PINGs since the device last said anything
  * @flows: flows by id, the driver's and (in @accepted, bit 31 off) the device's
  */
 struct vso_dev {
@@ -137,8 +151,8 @@ struct vso_dev {
 	u32 max_payload;
 	unsigned int nr_pairs;		/* rings found */
 	unsigned int pairs;		/* agreed in HELLO */
-	unsigned long alive;
-	unsigned int unanswered;	/* PINGs */
+	unsigned int unanswered;
+	unsigned long alive;		/* jiffies of the last word */
 	u32 next_flow;
 	atomic_t nr_flows;
 	struct xarray flows;
@@ -313,7 +327,8 @@ int vso_flow_wait(struct vso_sock *vs);
 void vso_flow_wake(struct vso_sock *vs, __poll_t events);
 void vso_write_space(struct vso_sock *vs);
 void vso_flows_kill(struct vso_dev *dev, int error);
-bool vso_rx(struct vso_pair *pair, struct page *page, u32 used);
+void vso_rx(struct vso_pair *pair, struct vso_rxbuf *buf, u32 used);
+void vso_msg_copy(const struct vso_msg *m, u32 off, void *to, u32 len);
 void vso_seg_free(struct vso_seg *seg);
 
 extern struct list_head vso_all;
@@ -363,7 +378,7 @@ __poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_tabl
 int vso_dgram_shutdown(struct socket *sock, int how);
 int vso_dgram_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
-void vso_rx_dgram(struct vso_sock *vs, const void *data, u32 len);
+void vso_rx_dgram(const struct vso_msg *m);
 
 /* sock_opt.c */
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len);
