@@ -196,6 +196,8 @@ void vse_flow_close(struct vse_flow *f, bool abort)
 	struct vso_hdr closed = { .type = VSO_CLOSED, .flow = f->id };
 
 	vse_send(f->pair, &closed, NULL);
+	if (f->state == ST_STREAM && abort && !f->error)
+		f->error = ECONNRESET;	/* for ENDED: a Unix peer in this process cannot tell an abort from an EOF by its socket */
 	if (f->state != ST_STREAM || abort || f->error) {
 		flow_end(f, abort || f->error);
 		return;
