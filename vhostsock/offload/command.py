@@ -24,8 +24,8 @@ def check(options: argparse.Namespace) -> None:
     policy = load_policy(options.file)
     for name, rule in policy.handlers().items():
         if name not in (*BUILT_IN, *options.handler):
-            raise PolicyError(f"{rule.where}: rule {rule.number}, key 'handler': {name!r} is not built in; if it is a handler of "
-                              f"your own program, add --handler {name}")  # fmt: skip
+            raise PolicyError(f"{rule.where}: rule {rule.number}, key 'handler': {name!r} is not built in; "
+                              f"if it is a handler of your own program, add --handler {name}")  # fmt: skip
     guest = Guest(options.name, options.uid)
     print(f"{options.file}: good; {_count(len(policy.rules), 'rule')}, {_count(len(policy.publishes), 'publish rule')}, "
           f"default {policy.default}")  # fmt: skip

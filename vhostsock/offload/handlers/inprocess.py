@@ -78,12 +78,13 @@ class InProcessHandler:
             request.reset(errno.ECONNRESET)
             writer.transport.abort()
         except BaseException as error:
+            if isinstance(error, Exception):
+                log.exception("%s #%d %s reset: its handler failed", request.guest.device, request.flow, request.uri)
             # the reset first: the engine would take the closed socketpair for the stream's end
             request.reset(errno.ECONNRESET)
             writer.transport.abort()
             if not isinstance(error, Exception):
                 raise
-            log.exception("%s #%d %s reset: its handler failed", request.guest.device, request.flow, request.uri)
         finally:
             writer.close()
             with contextlib.suppress(OSError):
