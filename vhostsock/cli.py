@@ -116,8 +116,9 @@ def _serve(options: argparse.Namespace) -> None:
 
     logging.basicConfig(level=options.log_level.upper(), format="vhostsock: %(levelname)s: %(message)s", stream=sys.stderr)
     fd = _passed_fd() if options.socket_path is None and options.fd is None else options.fd
+    device = DEVICES[options.device].make(options)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve_device(DEVICES[options.device].make(options), options.socket_path, fd))
+        runner.run(_serve_device(device, options.socket_path, fd))
 
 
 async def _serve_device(device: Device, path: str | None, fd: int | None) -> None:
