@@ -145,7 +145,6 @@ int vs_vq_start(struct vs_vq *vq, struct vs_err *err)
 	vq->chain_max = vq->num < VS_CHAIN_MAX ? vq->num : VS_CHAIN_MAX;
 	vq->in_flight = 0;
 	vq->holes = false;
-	vq->call_due = false;
 	vq->err = (struct vs_err){ 0 };
 	vq->run = atomic_fetch_add(&runs, 1) + 1;
 	vq->running = vq->live = true;

@@ -63,7 +63,7 @@ struct vs_vq {
 	bool live;			/* running and not broken */
 	bool running, broken;
 	bool holes;			/* a younger chain was completed before an older one that is still in flight */
-	bool call_due;			/* a call fell due while there was no fd */
+	bool call_due;			/* a call fell due while there was no fd; a restart does not settle it */
 	uint32_t in_flight;		/* chains popped and not yet given back */
 	uint32_t chain_max;		/* descriptors that a chain may have: min(num, VS_CHAIN_MAX) */
 	uint64_t run;			/* of this start; 0 when idle */

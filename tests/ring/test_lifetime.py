@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.ring.conftest import MakePair, Pair
-from vhostsock._core import lib
+from vhostsock._core import ffi, lib
 from vhostsock.errors import DriverError, FrontendError
 from vhostsock.memory import MemoryMap
 from vhostsock.testing.driver import DESC_NEXT, DESC_WRITE
@@ -133,6 +133,18 @@ def test_a_forgotten_chain_gives_its_memory_back(make_pair: MakePair) -> None:
     pair.vring.set_memory(without)
     assert lib.vs_region_count_live() == 3
     del chain
+    assert lib.vs_region_count_live() == 1
+
+
+def test_a_pop_into_a_chain_that_was_not_given_back_lets_its_memory_go(make_pair: MakePair) -> None:
+    pair, _, without = two_regions(make_pair)
+    for _ in range(2):
+        pair.queue.submit([b"x"])
+    chain = ffi.gc(lib.vs_chain_new(), lib.vs_chain_free)
+    assert lib.vs_vq_pop(pair.vring.ptr, chain) == 1
+    pair.vring.set_memory(without)
+    assert lib.vs_region_count_live() == 3
+    assert lib.vs_vq_pop(pair.vring.ptr, chain) == 1
     assert lib.vs_region_count_live() == 1
 
 

@@ -84,6 +84,16 @@ def test_a_call_that_fell_due_without_an_fd_is_made_when_one_comes(pair: Pair) -
     assert not pair.queue.take_call()
 
 
+def test_a_call_that_fell_due_without_an_fd_outlives_a_restart(pair: Pair) -> None:
+    pair.vring.set_call(None)
+    pair.queue.submit([b"x"])
+    pair.echo_all()
+    pair.vring.stop()
+    pair.vring.start()
+    pair.vring.set_call(pair.queue.call_fd)
+    assert pair.queue.take_call()
+
+
 def test_the_call_fd_may_be_swapped_while_running(pair: Pair) -> None:
     other = os.eventfd(0, os.EFD_NONBLOCK)
     try:
@@ -142,12 +152,16 @@ def test_has_available_looks_and_does_not_touch(pair: Pair) -> None:
     assert not pair.vring.has_available
 
 
-def test_a_start_asks_for_kicks_whatever_the_last_run_left(make_pair: MakePair) -> None:
-    pair = make_pair(event_idx=False)
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_a_start_asks_for_kicks_whatever_the_last_run_left(make_pair: MakePair, event_idx: bool) -> None:
+    pair = make_pair(event_idx=event_idx)
     pair.vring.disable_kick()
     pair.vring.stop()
+    pair.memory.write(pair.queue.used, b"\1\0")
     pair.vring.start()
     assert pair.queue.used_flags == 0
+    pair.queue.submit([b"x"])
+    assert pair.queue.take_kick()
 
 
 # What a call may be written to

@@ -212,6 +212,15 @@ def test_a_chain_of_another_vring_is_the_callers_mistake(make_pair: MakePair) ->
         chain.read()
 
 
+def test_c_never_tells_the_driver_of_more_bytes_than_there_is_room_for(pair: Pair) -> None:
+    pair.queue.submit([b"x"], [4])
+    chain = pair.vring.pop()
+    assert chain is not None
+    lib.vs_vq_push(pair.vring.ptr, chain.ptr, 5)
+    pair.vring.flush()
+    assert pair.queue.wait()[0].written == 4
+
+
 # Starting
 
 
@@ -266,7 +275,7 @@ def test_an_impossible_configuration_does_not_start(pair: Pair, change: dict[str
 @pytest.mark.parametrize(("part", "align", "off"), [("desc", 16, 8), ("desc", 16, 1), ("avail", 2, 1), ("used", 4, 2)])
 def test_a_misaligned_part_does_not_start(pair: Pair, part: str, align: int, off: int) -> None:
     at = dict(zip(("desc", "avail", "used"), pair.queue.addresses, strict=True))
-    with pytest.raises(FrontendError, match=rf"is not aligned to {align} bytes"):
+    with pytest.raises(FrontendError, match=rf"uva 0x[0-9a-f]+ is not aligned to {align} bytes"):
         start_with(pair.queue, **{part: at[part] + off})
 
 
