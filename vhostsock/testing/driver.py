@@ -81,7 +81,6 @@ class GuestMemory:
     def __init__(self, *sizes: int, gpa: int = 0x4000_0000, uva: int = 0x7F00_0000_0000) -> None:
         self.regions: list[Region] = []
         self._maps: list[mmap.mmap] = []
-        self._next = 0  # region to allocate from
         self._tops: list[int] = []  # first gpa of each region that was never allocated
         self._free: dict[int, list[int]] = {}  # block size -> addresses
         try:
