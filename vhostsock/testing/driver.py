@@ -48,7 +48,6 @@ NO_NOTIFY = 1  # used.flags: the device wants no kicks
 
 _DESC = struct.Struct("<QIHH")  # addr, len, flags, next
 _ELEM = struct.Struct("<II")  # id, len
-_U16 = struct.Struct("<H")  # packed with one 2-byte store, so that the device never sees half an index
 
 
 class DeviceFault(VhostsockError):
@@ -81,6 +80,7 @@ class GuestMemory:
     def __init__(self, *sizes: int, gpa: int = 0x4000_0000, uva: int = 0x7F00_0000_0000) -> None:
         self.regions: list[Region] = []
         self._maps: list[mmap.mmap] = []
+        self._next = 0  # region to allocate from
         self._tops: list[int] = []  # first gpa of each region that was never allocated
         self._free: dict[int, list[int]] = {}  # block size -> addresses
         try:
@@ -446,14 +446,17 @@ class DriverQueue:
         self._store(self.avail + 4 + 2 * (self._avail_next % self.num), head)
         self._avail_next = (self._avail_next + 1) % 65536
 
+    # One 2-byte load or store: memoryview makes it that. struct goes byte by byte, and zeroes the place before it packs.
+
     def _load(self, gpa: int) -> int:
         view, off = self.memory.at(gpa, 2)
-        value: int = _U16.unpack_from(view, off)[0]
-        return value
+        with memoryview(view) as words, words.cast("H") as words:
+            return words[off // 2]
 
     def _store(self, gpa: int, value: int) -> None:
         view, off = self.memory.at(gpa, 2)
-        _U16.pack_into(view, off, value)
+        with memoryview(view) as words, words.cast("H") as words:
+            words[off // 2] = value
 
     @property
     def avail_flags(self) -> int:
