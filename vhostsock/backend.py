@@ -25,7 +25,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from .device import Device, Queue
@@ -96,7 +96,7 @@ class Backend:
                 if output:
                     await self._loop.sock_sendall(self._sock, output)
         finally:
-            await self._close()
+            await _to_the_end(self._close())
 
     # ---- the socket
 
@@ -339,6 +339,21 @@ class Backend:
             self._session.close()
             self._memory.close()
         await self._device.disconnected()
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await ``work``, which takes a bounded time, and only then let a cancellation through: half a clean-up would leave the
+    device with vrings that are gone."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled:
+        raise cancelled
 
 
 _PLAIN_EVENT_FDS = (0, stat.S_IFSOCK, stat.S_IFIFO)  # an eventfd is an anonymous inode, which has no type

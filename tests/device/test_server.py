@@ -128,6 +128,23 @@ async def test_closing_the_server_ends_the_session(path: Path) -> None:
     assert device.take() == ["draining 0", "stopped 0", "disconnected"]
 
 
+@pytest.mark.parametrize("turns", range(8))
+@in_loop
+async def test_a_stop_in_the_midst_of_a_sessions_end_leaves_nothing_half_done(turns: int, path: Path) -> None:
+    device = Recorder()
+    async with Server(device, path=path) as server, await connect(path) as frontend:
+        await frontend.handshake()
+        await frontend.start()
+        await frontend.settled()
+        device.take()
+        frontend.close()
+        for _ in range(turns):  # of the loop: each stops the server one step later
+            await asyncio.sleep(0)
+        server.stop()
+        await server.serve_forever()
+        assert device.take() == ["draining 0", "stopped 0", "disconnected"]
+
+
 @in_loop
 async def test_stop_makes_serve_forever_return(path: Path) -> None:
     async with Server(Upper(), path=path) as server:
