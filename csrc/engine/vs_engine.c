@@ -81,6 +81,8 @@ void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, .
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
+	if (r->mem && vs_mem_poisoned(r->mem))	/* what looks like a broken rule are the zeros that were read instead */
+		snprintf(text, sizeof(text), "the guest memory was truncated under its mapping");
 	if (r->vq)
 		vs_vq_break(r->vq, EPROTO, text);	/* nothing, if it is the ring's own error that is being told */
 	vse_event(e, VSE_EV_BROKEN, NULL, r->index, r->vq ? (uint32_t)vs_vq_error(r->vq)->code : EPROTO, text, (uint32_t)strlen(text));
@@ -97,13 +99,14 @@ static void ring_flush(struct vse_engine *e, struct vse_ring *r)
 {
 	bool poisoned = r->mem && vs_mem_poisoned(r->mem);
 
+	if (poisoned && r->vq)
+		vse_ring_break(e, r, "poisoned");
 	if (r->mem) {
 		vs_mem_put(r->mem);
 		r->mem = NULL;
 	}
-	if (poisoned && usable(r)) {
+	if (poisoned) {
 		/* bytes were read as zeros that the guest never wrote: no stream that touched them may end cleanly */
-		vse_ring_break(e, r, "the guest memory was truncated under its mapping");
 		vse_flows_forget(e, true);
 	}
 	if (r->dirty && r->vq) {

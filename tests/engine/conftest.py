@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -10,11 +12,20 @@ from .engine import EngineUnderTest
 
 
 @pytest.fixture
-def engine() -> Iterator[EngineUnderTest]:
-    """An engine whose driver has said HELLO."""
-    engine = EngineUnderTest()
-    try:
-        engine.driver.hello()
-        yield engine
-    finally:
-        engine.close()
+def make_engine() -> Iterator[Callable[..., EngineUnderTest]]:
+    """Engines with other settings; the driver has said HELLO. They are closed at the end."""
+    with ExitStack() as stack:
+
+        def make(*, hello: bool = True, **options: Any) -> EngineUnderTest:
+            engine = EngineUnderTest(**options)
+            stack.callback(engine.close)
+            if hello:
+                engine.driver.hello()
+            return engine
+
+        yield make
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., EngineUnderTest]) -> EngineUnderTest:
+    return make_engine()

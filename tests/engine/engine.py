@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import re
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from typing import Any
 
 from vhostsock._core import ffi, lib
 from vhostsock.ring import Vring
-from vhostsock.testing.driver import GuestMemory
-from vhostsock.testing.offload import OffloadDriver
+from vhostsock.testing.driver import DriverQueue, GuestMemory
+from vhostsock.testing.offload import Flow, OffloadDriver
 
 EVENTS = {
     number: name.removeprefix("VSE_EV_") for number, name in ffi.typeof("enum vse_event_type").elements.items()
@@ -94,6 +95,13 @@ class EngineUnderTest:
         """As GET_VRING_BASE does; attach() goes on where it was."""
         lib.vse_ring_detach(self.ptr, ring)
         self.driver.queues[ring].base = self.vrings[ring].stop()
+
+    def renew(self, ring: int) -> None:
+        """As a driver that resets a broken ring: a new ring in its place."""
+        self.detach(ring)
+        self.driver.queues[ring].close()
+        self.driver.replace(ring, DriverQueue(self.memory, self.driver.queues[ring].num))
+        self.attach(ring)
 
     def close(self) -> None:
         self.closing.close()
@@ -184,3 +192,25 @@ def host_listener(family: int = socket.AF_INET, backlog: int = 128) -> Iterator[
         sock.listen(backlog)
         sock.settimeout(30)
         yield sock, make_uri("tcp", sock.getsockname())
+
+
+@contextlib.contextmanager
+def connection(engine: EngineUnderTest, **options: Any) -> Iterator[tuple[Flow, socket.socket]]:
+    """A flow of the guest and the host socket at its other end."""
+    with host_listener() as (listener, uri):
+        flow = engine.driver.connect(uri, **options)
+        host, _ = listener.accept()
+    with host:
+        host.settimeout(30)
+        yield flow, host
+
+
+def recv_until_end(sock: socket.socket) -> bytes:
+    """All until EOF; OSError if it ends in a reset."""
+    return b"".join(iter(lambda: sock.recv(1 << 20), b""))
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()

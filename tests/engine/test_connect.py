@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from vhostsock._core import lib
-from vhostsock.testing.offload import Refused
+from vhostsock.testing.offload import Refused, pack_open
 
-from .engine import EngineUnderTest, Event, host_listener
+from .engine import EngineUnderTest, Event, connection, host_listener
 
 BIG = bytes(range(256)) * 4096 * 4  # 4 MiB
 
@@ -53,31 +54,107 @@ def test_verdicts_pass_through(engine: EngineUnderTest, verdict: int, error: int
     assert (refused.value.verdict, refused.value.errno) == (verdict, error)
 
 
-def test_four_megabytes_each_way_through_small_windows() -> None:
-    engine = EngineUnderTest(config={"buf_alloc": 8192}, window=10000, rx_buffers=4)
-    try:
-        engine.driver.hello()
-        with host_listener() as (listener, uri):
-            flow = engine.driver.connect(uri)
-            host, _ = listener.accept()
-            with host:
-                host.settimeout(30)
-                host.setblocking(False)
-                sent, got, up = 0, bytearray(), 0
-                back = bytearray()
-                while len(got) < len(BIG) or len(back) < len(BIG):
-                    if up < len(BIG):
-                        up += flow.try_send(BIG[up : up + 60000])
-                    with contextlib.suppress(BlockingIOError):
-                        got += host.recv(1 << 20)
-                    if sent < len(BIG):
-                        with contextlib.suppress(BlockingIOError):
-                            sent += host.send(BIG[sent : sent + 100000])
-                    engine.driver.step()
-                    while flow.received:
-                        back += flow.recv()
-                assert got == BIG
-                assert back == BIG
-                flow.close()
-    finally:
-        engine.close()
+def test_four_megabytes_each_way_through_small_windows(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(config={"buf_alloc": 8192}, window=10000, rx_buffers=4)
+    with connection(engine) as (flow, host):
+        host.setblocking(False)
+        up = down = 0
+        at_host, at_guest = bytearray(), bytearray()
+        while len(at_host) < len(BIG) or len(at_guest) < len(BIG):
+            up += flow.try_send(BIG[up : up + 60000])
+            with contextlib.suppress(BlockingIOError):
+                at_host += host.recv(1 << 20)
+            with contextlib.suppress(BlockingIOError):
+                down += host.send(BIG[down : down + 100000])
+            engine.driver.step()
+            if flow.received:
+                at_guest += flow.recv()
+        assert at_host == BIG
+        assert at_guest == BIG
+        flow.close()
+
+
+def test_an_answer_for_a_cancelled_request_finds_it_stale_and_closes_the_descriptor(engine: EngineUnderTest) -> None:
+    asked: list[Event] = []
+    engine.on_connect = asked.append
+    flow, _ = engine.driver.open(lib.VSO_CONNECT, pack_open("tcp://192.0.2.1:80"))
+    engine.driver.wait(lambda: asked)
+    flow.close()
+    assert engine.wait_event("CANCEL").handle == asked[0].handle
+    ours, theirs = socket.socketpair()
+    with theirs:
+        assert engine.connected(asked[0], ours, "tcp://0.0.0.0:1", "tcp://192.0.2.1:80") == -errno.ESTALE
+        assert theirs.recv(1) == b""
+    assert engine.refuse(asked[0], lib.VSO_DENY, errno.EACCES) == -errno.ESTALE
+
+
+def test_a_descriptor_of_the_wrong_kind_is_refused_and_the_request_still_open(engine: EngineUnderTest) -> None:
+    codes: list[int] = []
+
+    def answer(event: Event) -> None:
+        codes.append(engine.connected(event, socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "", ""))
+        codes.append(engine.refuse(event, lib.VSO_OFFLOAD, errno.EIO))
+
+    engine.on_connect = answer
+    with pytest.raises(Refused) as refused:
+        engine.driver.connect("tcp://192.0.2.1:80")
+    assert codes == [-errno.EPROTOTYPE, 0]
+    assert refused.value.errno == errno.EIO
+
+
+def test_any_connected_stream_descriptor_serves_a_connect(engine: EngineUnderTest) -> None:
+    ours, theirs = socket.socketpair()
+    engine.on_connect = lambda event: engine.connected(event, ours, "tcp://10.0.0.2:1", "tcp://10.0.0.1:2")
+    with theirs:
+        flow = engine.driver.connect("tcp://10.0.0.1:2")
+        assert (flow.local, flow.peer) == ("tcp://10.0.0.2:1", "tcp://10.0.0.1:2")
+        flow.send(b"to an asyncio handler, say")
+        assert theirs.recv(100) == b"to an asyncio handler, say"
+        flow.close()
+
+
+def test_one_flow_too_many_is_refused_with_enfile(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(config={"max_flows": 2})
+    with connection(engine) as (one, _), connection(engine) as (two, _):
+        with pytest.raises(Refused) as refused:
+            engine.driver.connect("tcp://127.0.0.1:1")
+        assert refused.value.errno == errno.ENFILE
+        one.close()
+        with connection(engine) as (three, _):
+            three.close()
+        two.close()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        pack_open(""),
+        pack_open("tcp://1.2.3.4:5")[:-1],
+        pack_open("tcp://1.2.3.4:5") + b"x",
+        pack_open("tcp://1.2.3.4:\n"),
+        pack_open(b"tcp://1.2.3.4:5\0"),
+        pack_open("tcp://1.2.3.4:5", flags=lib.VSO_OPEN_ADDR_ONLY),
+        pack_open("tcp://1.2.3.4:5", options=b"12345678"),
+        pack_open("x" * 256),
+    ],
+)
+def test_a_malformed_connect_is_refused_with_einval(engine: EngineUnderTest, payload: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        engine.driver.finish(*engine.driver.open(lib.VSO_CONNECT, payload))
+    assert refused.value.errno == errno.EINVAL
+    assert engine.stats.flows == 0
+    engine.driver.ping()
+
+
+def test_events_tell_the_story_of_a_flow_and_no_byte_needs_one(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        for _ in range(100):
+            flow.send(bytes(1000))
+            host.sendall(bytes(500))
+        assert len(flow.recv_exactly(50000)) == 50000
+        flow.close()
+        ended = engine.wait_event("ENDED")
+        assert (ended.flow, ended.error, ended.to_host, ended.to_guest) == (flow.id, 0, 100000, 50000)
+        assert engine.stats.events == 3  # HELLO, CONNECT, ENDED
+        assert (engine.stats.to_host, engine.stats.to_guest) == (100000, 50000)

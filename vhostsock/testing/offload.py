@@ -62,18 +62,28 @@ class OffloadDriver:
         self._cookies = itertools.count(1)
         self._poll = select.poll()
         self._watched: dict[int, Callable[[], None]] = {}
-        for queue in self.queues:
-            self._poll.register(queue.call_fd, select.POLLIN)
-        for queue in self.queues[::2]:
-            for _ in range(rx_buffers):
-                queue.add(writable=[rx_size])
-            queue.publish()
-            queue.kick()
+        self.rx_buffers = rx_buffers
+        for ring in range(len(self.queues)):
+            self._take_on(ring)
 
     @classmethod
     def in_memory(cls, memory: GuestMemory, pairs: int = 1, num: int = 256, **options: Any) -> OffloadDriver:
         """A driver with new rings of ``num`` descriptors; close() closes them."""
         return cls([DriverQueue(memory, num) for _ in range(2 * pairs)], **options)
+
+    def _take_on(self, ring: int) -> None:
+        queue = self.queues[ring]
+        self._poll.register(queue.call_fd, select.POLLIN)
+        if ring % 2 == 0:
+            for _ in range(self.rx_buffers):
+                queue.add(writable=[self.rx_size])
+            queue.publish()
+            queue.kick()
+
+    def replace(self, ring: int, queue: DriverQueue) -> None:
+        """A new ring in the place of one that is closed, as after a device reset. What was in the old one is lost."""
+        self.queues[ring] = queue
+        self._take_on(ring)
 
     def __enter__(self) -> OffloadDriver:
         return self

@@ -1,0 +1,235 @@
+"""How streams end, and what a slow side may cost."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from vhostsock._core import lib
+from vhostsock.testing.offload import Flow, Message, pack, pack_open
+
+from .engine import EngineUnderTest, connection, recv_until_end, reset
+
+
+def read_to_error(flow: Flow) -> tuple[bytes, int]:
+    data = bytearray()
+    while True:
+        try:
+            part = flow.recv()
+        except OSError as error:
+            return bytes(data), error.errno or 0
+        assert part, "a clean EOF"
+        data += part
+
+
+def fill(engine: EngineUnderTest, flow: Flow) -> int:
+    """Send until the engine holds bytes that the host does not take and no credit is left."""
+    total = 0
+    while flow.credit or not engine.stats.buffered:
+        total += flow.try_send(b"x" * flow.credit)
+        engine.driver.ping()
+    return total
+
+
+def test_the_guest_shuts_down_its_side_and_still_receives(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        flow.send(b"request")
+        flow.shutdown()
+        assert recv_until_end(host) == b"request"
+        host.sendall(b"answer")
+        host.close()
+        assert flow.recv_all() == b"answer"
+        flow.close()
+
+
+def test_the_host_shuts_down_its_side_and_still_receives(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        host.sendall(b"greeting")
+        host.shutdown(socket.SHUT_WR)
+        assert flow.recv_all() == b"greeting"
+        flow.send(b"and now this")
+        flow.close()
+        assert recv_until_end(host) == b"and now this"
+
+
+def test_a_shutdown_before_the_answer_to_connect_is_not_lost(engine: EngineUnderTest) -> None:
+    ours, theirs = socket.socketpair()
+    asked: list[Any] = []
+    engine.on_connect = asked.append
+    flow, cookie = engine.driver.open(lib.VSO_CONNECT, pack_open("tcp://10.0.0.1:1"))
+    flow.shutdown()
+    engine.driver.ping()
+    engine.driver.wait(lambda: asked)
+    with theirs:
+        engine.connected(asked[0], ours, "tcp://10.0.0.2:1", "tcp://10.0.0.1:1")
+        engine.driver.finish(flow, cookie)
+        assert theirs.recv(1) == b""
+        flow.close()
+
+
+def test_data_comes_before_eof_through_any_window(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(window=100)
+    with connection(engine) as (flow, host):
+        host.sendall(b"0123456789" * 1000)
+        host.close()
+        assert flow.recv_all() == b"0123456789" * 1000
+        flow.close()
+
+
+def test_data_comes_before_a_reset_through_any_window(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(window=100)
+    with connection(engine) as (flow, host):
+        host.sendall(b"0123456789" * 1000)
+        reset(host)
+        assert read_to_error(flow) == (b"0123456789" * 1000, errno.ECONNRESET)
+        flow.close()
+
+
+@pytest.mark.parametrize("end", ["eof", "reset"])
+def test_the_end_of_the_stream_needs_no_credit(make_engine: Callable[..., EngineUnderTest], end: str) -> None:
+    engine = make_engine(window=0)
+    with connection(engine) as (flow, host):
+        if end == "reset":
+            reset(host)
+            engine.driver.wait(lambda: flow.error)
+            assert flow.error == errno.ECONNRESET
+        else:
+            host.close()
+            engine.driver.wait(lambda: flow.eof)
+        flow.close()
+
+
+def test_a_reset_after_eof_is_still_told(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        host.shutdown(socket.SHUT_WR)
+        engine.driver.wait(lambda: flow.eof)
+        reset(host)
+        engine.driver.wait(lambda: flow.error)
+        flow.close()
+
+
+def test_a_write_into_a_reset_gets_the_error_and_never_a_clean_eof(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(window=10)
+    with connection(engine) as (flow, host):
+        host.sendall(b"0123456789abcdef")
+        engine.driver.wait(lambda: len(flow.received) == 10)
+        reset(host)
+        # the guest does not read: a window's worth of writes into nothing ends it
+        engine.driver.wait(lambda: flow.error or flow.try_send(b"x" * 20000) < 0)
+        assert bytes(flow.received) == b"0123456789"
+        assert not flow.eof
+        flow.close()
+
+
+def test_an_aborting_close_resets_the_host(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        flow.send(b"x")
+        assert host.recv(1) == b"x"
+        flow.close(abort=True)
+        with pytest.raises(ConnectionResetError):
+            host.recv(1)
+
+
+def test_a_plain_close_with_unread_bytes_still_delivers_what_was_sent(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(window=0)
+    with connection(engine) as (flow, host):
+        host.sendall(b"nobody reads this")
+        flow.send(b"last words")
+        flow.close()
+        assert recv_until_end(host) == b"last words"
+
+
+def test_close_is_answered_at_once_and_the_rest_still_reaches_a_slow_host(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        total = fill(engine, flow)
+        assert engine.stats.buffered > 0
+        flow.close()
+        assert not [e for e in engine.events if e.name == "ENDED"]
+        assert len(recv_until_end(host)) == total
+        ended = engine.wait_event("ENDED")
+        assert (ended.to_host, ended.error) == (total, 0)
+        assert engine.stats.buffered == 0
+
+
+def test_a_lingering_flow_whose_host_dies_is_gone(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        fill(engine, flow)
+        flow.close()
+        reset(host)
+        assert engine.wait_event("ENDED").error in (errno.ECONNRESET, errno.EPIPE)
+        assert engine.stats.flows == 0
+
+
+def test_a_slow_host_slows_its_own_flow_alone_and_holds_no_ring_slot(engine: EngineUnderTest) -> None:
+    with connection(engine) as (slow, slow_host), connection(engine) as (fast, fast_host):
+        fill(engine, slow)
+        engine.driver.ping()
+        assert engine.driver.queues[1].in_flight == 0
+        fast.send(b"passes by")
+        assert fast_host.recv(100) == b"passes by"
+        slow.close(abort=True)
+        fast.close()
+        with pytest.raises(ConnectionResetError):
+            recv_until_end(slow_host)
+
+
+def test_buffers_over_all_flows_are_bounded_and_beyond_is_enobufs(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(config={"buf_alloc": 1 << 20, "buf_total": 300000})
+    with connection(engine) as (flow, host):
+        engine.driver.wait(lambda: flow.error or flow.try_send(b"x" * 100000) < 0)
+        assert flow.error == errno.ENOBUFS
+        with pytest.raises(ConnectionResetError):
+            recv_until_end(host)
+        flow.close()
+        assert engine.stats.buffered == 0
+
+
+def test_what_arrives_after_the_guest_shut_down_reading_is_dropped(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(window=1000)
+    with connection(engine) as (flow, host):
+        flow.shutdown(lib.VSO_SHUT_RECV)
+        host.sendall(bytes(4 << 20))
+        host.close()
+        engine.driver.wait(lambda: flow.eof)
+        assert not flow.received
+        flow.close()
+
+
+def test_small_messages_of_many_flows_all_arrive(engine: EngineUnderTest) -> None:
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(connection(engine)) for _ in range(20)]
+        for round_ in range(50):
+            for i, (flow, _) in enumerate(pairs):
+                flow.send(struct.pack("<II", i, round_))
+        for i, (flow, host) in enumerate(pairs):
+            flow.close()
+            assert recv_until_end(host) == b"".join(struct.pack("<II", i, r) for r in range(50))
+
+
+def test_two_flows_with_much_to_say_take_turns(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(window=0)
+    with connection(engine) as (one, host_one), connection(engine) as (two, host_two):
+        for host in (host_one, host_two):
+            host.setblocking(False)
+            host.send(bytes(2 << 20))
+        engine.driver.ping()  # both are known to be readable now
+        engine.driver.log = log = deque[Message]()
+        for flow in (one, two):
+            flow.buf_alloc = 2 << 20
+        queue = engine.driver.queues[1]
+        for flow in (one, two):  # in one batch
+            queue.add([pack("struct vso_hdr", type=lib.VSO_CREDIT, flow=flow.id, buf_alloc=2 << 20)])
+        queue.publish()
+        queue.kick()
+        engine.driver.wait(lambda: sum(m.type == lib.VSO_DATA for m in log) >= 12)
+        first = [m.flow for m in log if m.type == lib.VSO_DATA][:12]
+        assert set(first) == {one.id, two.id}
+        one.close(abort=True)
+        two.close(abort=True)
