@@ -17,8 +17,8 @@ from vhostsock.testing.frontend import Frontend
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-GUIDE = (ROOT / "docs" / "writing-a-device.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+GUIDES = [(ROOT / "docs" / name).read_text() for name in ("writing-a-device.md", "policy.md")]
+BLOCKS = [block for guide in GUIDES for block in re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)]
 
 
 @in_loop
@@ -55,10 +55,10 @@ def test_an_example_is_short(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_the_guide_shows_each_example_as_it_is(path: Path) -> None:
+def test_a_guide_shows_each_example_as_it_is(path: Path) -> None:
     assert path.read_text() in BLOCKS
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if "__main__" not in b])
-def test_what_the_guide_shows_runs(block: str) -> None:
-    exec(compile(block, "docs/writing-a-device.md", "exec"), {"__name__": "guide"})
+def test_what_a_guide_shows_runs(block: str) -> None:
+    exec(compile(block, "docs/*.md", "exec"), {"__name__": "guide"})

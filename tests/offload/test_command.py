@@ -64,6 +64,34 @@ async def test_served_device_tells_its_figures_on_sigusr1_and_at_the_end(tmp_pat
     assert not os.path.exists(path)  # noqa: ASYNC240
 
 
+@in_loop
+async def test_example_of_a_handler_answers_the_guest(tmp_path: Path) -> None:
+    path = str(tmp_path / "vm1.sock")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, EXAMPLE.parent / "hello_handler.py", path, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout
+    try:
+        assert await process.stdout.readline() == f"listening on {path}\n".encode()
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        async with Frontend(sock, queues=2, size=256, memory=(32 << 20,)) as frontend:
+            await frontend.handshake()
+            await frontend.start()
+            driver = OffloadDriver(frontend.queues)
+            driver.hello()
+            flow = driver.connect("tcp://192.0.2.80:80")
+            flow.send(b"good morning\n")
+            assert flow.recv_all() == b"vm1 said: good morning\n"
+            flow.close()
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
 def test_serve_without_a_policy_serves_nothing_and_a_wrong_one_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

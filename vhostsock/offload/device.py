@@ -132,7 +132,8 @@ class OffloadDevice(Device):
     def report(self) -> None:
         """Log one line of figures. ``events`` counts what Python was handed: it does not grow with the bytes."""
         figures = self.stats()._asdict()
-        log.info("stats name=%s %s", self.name, " ".join(f"{key}={value}" for key, value in figures.items()))
+        first = {key: figures.pop(key) for key in ("flows", "to_host", "to_guest", "events", "wakeups")}
+        log.info("stats name=%s %s", self.name, " ".join(f"{key}={value}" for key, value in (first | figures).items()))
 
     # ---- events
 
