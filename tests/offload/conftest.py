@@ -11,10 +11,11 @@ import contextlib
 import socket
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 
 from vhostsock.offload.device import OffloadDevice
 from vhostsock.offload.policy_file import parse_policy
@@ -22,6 +23,7 @@ from vhostsock.testing.frontend import Frontend, attach
 from vhostsock.testing.offload import OffloadDriver
 
 T = TypeVar("T")
+LOOPS: dict[str, Callable[[Coroutine[Any, Any, None]], None]] = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 PATIENCE = 30.0  # seconds for anything that must happen
 
 
@@ -51,8 +53,8 @@ class Guest(OffloadDriver):
 
 
 @contextlib.contextmanager
-def serving(device: OffloadDevice, **options: Any) -> Iterator[Guest]:
-    """A guest that has said HELLO to ``device``."""
+def serving(device: OffloadDevice, loop: str = "asyncio", **options: Any) -> Iterator[Guest]:
+    """A guest that has said HELLO to ``device``, which runs on that kind of loop."""
     started = threading.Event()
     shared: dict[str, Any] = {}
 
@@ -68,7 +70,7 @@ def serving(device: OffloadDevice, **options: Any) -> Iterator[Guest]:
         finally:
             started.set()
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="device")
+    thread = threading.Thread(target=LOOPS[loop], args=(serve(),), name="device")
     thread.start()
     try:
         assert started.wait(PATIENCE)
@@ -90,15 +92,22 @@ def serving(device: OffloadDevice, **options: Any) -> Iterator[Guest]:
 MakeGuest = Callable[..., Guest]
 
 
-@pytest.fixture
-def make_guest() -> Iterator[MakeGuest]:
-    """``make_guest(policy text, **arguments of the device)``; the guests go when the test ends."""
+@pytest.fixture(scope="session")
+def uvloops_own_pipe() -> None:
+    """The first uvloop opens a pipe that the process keeps; opened here, it is no leak of a test."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(params=LOOPS)
+def make_guest(request: pytest.FixtureRequest, uvloops_own_pipe: None) -> Iterator[MakeGuest]:
+    """``make_guest(policy text, **arguments of the device)``; the guests go when the test ends. The library runs on any loop,
+    the command uses uvloop: each test sees both."""
     with contextlib.ExitStack() as stack:
 
         def make(policy: str = "", **arguments: Any) -> Guest:
             arguments.setdefault("name", "vm1")
             device = OffloadDevice(policy=parse_policy(textwrap.dedent(policy), "policy.toml"), **arguments)
-            return stack.enter_context(serving(device))
+            return stack.enter_context(serving(device, request.param))
 
         yield make
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from vhostsock._core import lib
+from vhostsock.offload import BindDecision, Decision, InetURI, OffloadDevice, Policy
+from vhostsock.offload import Guest as PolicyGuest
 from vhostsock.testing.offload import Refused, pack_open
 
-from .conftest import MakeGuest, accept, free_port, port_of, read_all
+from .conftest import MakeGuest, accept, free_port, port_of, read_all, serving
 
 TO_LOOPBACK = """
     [[rule]]
@@ -167,6 +169,26 @@ def test_request_that_is_nonsense_is_refused_and_the_next_is_served(
         guest.finish(*guest.open(lib.VSO_CONNECT, payload))
     assert (caught.value.verdict, caught.value.errno) == (verdict, code)
     guest.connect(f"tcp://10.0.0.5:{port_of(listener)}").close()
+
+
+class Broken(Policy):
+    """A policy with a bug."""
+
+    def decide(self, asked: InetURI, guest: PolicyGuest) -> Decision:
+        raise ZeroDivisionError
+
+    def decide_bind(self, asked: InetURI, guest: PolicyGuest, *, v6only: bool = False) -> BindDecision:
+        raise ZeroDivisionError
+
+
+def test_a_bug_in_deciding_fails_its_request_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(OffloadDevice(policy=Broken())) as guest:
+        for _ in range(2):
+            assert refusal(guest, "tcp://192.0.2.1:80") == (lib.VSO_OFFLOAD, errno.ECONNABORTED)
+            with pytest.raises(Refused):
+                guest.bind("tcp://0.0.0.0:80")
+        guest.until(lambda: not guest.device._flows)
+    assert "guest #1: cannot serve CONNECT" in caplog.text
 
 
 UNIX = """

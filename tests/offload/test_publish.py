@@ -146,7 +146,7 @@ def test_a_bound_socket_that_connects_gives_its_port_back(make_guest: MakeGuest,
     guest.connect(f"tcp://127.0.0.1:{port_of(listener)}", flow=flow)
     assert flow.local == "tcp://127.0.0.1:8080"
     with socket.create_server(("127.0.0.1", port)):
-        assert not guest.device._listeners._ports
+        guest.until(lambda: not guest.device._listeners._ports)
     flow.close()
 
 

@@ -149,6 +149,9 @@ class OffloadDevice(Device):
                 log.exception("%s #%d: cannot serve %s", self.name, event.flow, event.kind)
                 if event.kind in ("CONNECT", "BIND"):
                     self._engine.refuse(event.handle, _OFFLOAD, errno.ECONNABORTED)
+                    flow = self._flows.get(event.handle)
+                    if flow and not flow.open:
+                        self._forget(flow)
         return bool(events)
 
     def _settle(self) -> None:
