@@ -301,7 +301,7 @@ static __poll_t vso_dgram_native(struct vso_sock *vs, struct socket *sock)
 {
 	if (!inet_sk(sock->sk)->inet_num)
 		return 0;
-	return vs->row->native->poll(NULL, sock, NULL) & (EPOLLIN | EPOLLRDNORM);
+	return vs->row->native->poll(sock->file, sock, NULL) & (EPOLLIN | EPOLLRDNORM);
 }
 
 static bool vso_dgram_recv_ready(struct vso_sock *vs, u32 arg)

@@ -234,7 +234,7 @@ static bool vso_accept_ready(struct vso_sock *vs, u32 arg)
 	ready = !sock;
 	spin_unlock_bh(&vs->lock);
 	/* the caller of accept() holds the file, so the socket stays */
-	return ready || (vs->native_listen && vs->row->native->poll(NULL, sock, NULL) & (EPOLLIN | EPOLLERR | EPOLLHUP));
+	return ready || (vs->native_listen && vs->row->native->poll(sock->file, sock, NULL) & (EPOLLIN | EPOLLERR | EPOLLHUP));
 }
 
 static struct vso_sock *vso_acceptq_pop(struct vso_sock *vs)
