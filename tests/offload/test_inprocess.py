@@ -100,6 +100,18 @@ def test_an_abort_of_the_guest_is_no_end_of_stream(make_guest: MakeGuest, abort:
     assert ending.how == how
 
 
+def test_functions_that_outlive_their_connections_are_bounded(make_guest: MakeGuest) -> None:
+    async def wait(_reader: Reader, _writer: Writer, _request: Request) -> None:
+        await asyncio.Event().wait()
+
+    guest = make_guest(POLICY, handlers={"mine": wait}, max_flows=2, max_pending=1)
+    for _ in range(3):
+        guest.connect("tcp://192.0.2.9:7").close()
+    with pytest.raises(Refused) as caught:
+        guest.connect("tcp://192.0.2.9:7")
+    assert (caught.value.verdict, caught.value.errno) == (lib.VSO_OFFLOAD, errno.ENOBUFS)
+
+
 def test_functions_end_with_their_front_end(make_guest: MakeGuest) -> None:
     from .conftest import serving
 
@@ -122,7 +134,7 @@ def test_functions_end_with_their_front_end(make_guest: MakeGuest) -> None:
 class Refusing:
     """A handler of one's own, with connect()."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: BaseException) -> None:
         self.error = error
 
     async def connect(self, _request: Request) -> Connection:
@@ -136,10 +148,11 @@ class Refusing:
         (TimeoutError(), errno.ETIMEDOUT),
         (OSError(errno.EMFILE, "full"), errno.ENOBUFS),
         (ZeroDivisionError(), errno.ECONNABORTED),
+        (asyncio.CancelledError(), errno.ECONNABORTED),
     ],
-    ids=["errno", "timeout", "host limit", "bug"],
+    ids=["errno", "timeout", "host limit", "bug", "cancelled itself"],
 )
-def test_an_error_of_a_handler_becomes_the_guests_errno(make_guest: MakeGuest, error: Exception, code: int) -> None:
+def test_an_error_of_a_handler_becomes_the_guests_errno(make_guest: MakeGuest, error: BaseException, code: int) -> None:
     guest = make_guest(POLICY, handlers={"mine": Refusing(error)})
     with pytest.raises(Refused) as caught:
         guest.connect("tcp://192.0.2.9:7")

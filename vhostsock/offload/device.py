@@ -29,6 +29,7 @@ from . import uri as uris
 from .engine import Engine, Event, Stats
 from .errnos import errno_name, guest_errno
 from .flows import Flow, ended_text
+from .guestlog import GuestLog
 from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
 from .handlers.direct import open_datagram
 from .handlers.listen import Listeners
@@ -69,8 +70,10 @@ class OffloadDevice(Device):
         self.policy = policy or Policy()
         self.num_queues = 2 * pairs
         self._handlers = _handlers(self.policy, handlers or {})
+        self._log = GuestLog(name)
         self._limits = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
         self._max_pending = max_pending
+        self._max_tasks = max_pending + max_flows  # functions that serve connections may outlive them, but not without end
         self._engine: Engine | None = None
         self._last_stats = Stats()
         self._flows: dict[int, Flow] = {}
@@ -131,6 +134,7 @@ class OffloadDevice(Device):
 
     def report(self) -> None:
         """Log one line of figures. ``events`` counts what Python was handed: it does not grow with the bytes."""
+        self._log.flush()
         figures = self.stats()._asdict()
         first = {key: figures.pop(key) for key in ("flows", "to_host", "to_guest", "events", "wakeups")}
         log.info("stats name=%s %s", self.name, " ".join(f"{key}={value}" for key, value in (first | figures).items()))
@@ -159,14 +163,14 @@ class OffloadDevice(Device):
             pass
 
     def _say(self, flow: Flow, text: str, *, level: int = logging.INFO) -> None:
-        log.log(level, "%s %s %s", self.name, flow, text)
+        self._log(level, "%s %s", flow, text)
 
     def _age(self, flow: Flow) -> float:
         return asyncio.get_running_loop().time() - flow.since
 
     def _hello(self, event: Event) -> None:
         hello = abi.HELLO.parse(event.payload)
-        log.info("%s driver started, protocol %d.%d, epoch %016x", self.name, hello.abi_major, hello.abi_minor, hello.epoch)
+        self._log(logging.INFO, "driver started, protocol %d.%d, epoch %016x", hello.abi_major, hello.abi_minor, hello.epoch)
 
     def _connect(self, event: Event) -> None:
         opened = self._opened(event)
@@ -191,14 +195,14 @@ class OffloadDevice(Device):
                           partial(self._reset_flow, flow), self._settle)  # fmt: skip
         if wanted.flags & lib.VSO_OPEN_ADDR_ONLY:
             self._open_datagram(flow, decision, request)
-        elif self._connecting >= self._max_pending:
-            text = f"ENOBUFS: {self._connecting} connections are being made"
+        elif self._connecting >= self._max_pending or len(self._tasks) >= self._max_tasks:
+            text = f"ENOBUFS: {self._connecting} connections are being made, {len(self._tasks) - self._connecting} served"
             self._refuse(flow, _OFFLOAD, errno.ENOBUFS, text, logging.WARNING)
         else:
             self._connecting += 1
             flow.task = asyncio.get_running_loop().create_task(self._make(flow, decision, request))
             self._keep(flow.task)
-            flow.task.add_done_callback(self._made)
+            flow.task.add_done_callback(partial(self._made, flow))
 
     def _opened(self, event: Event) -> tuple[Flow, abi.Open] | None:
         """The flow of a CONNECT or BIND, new or known; None: refused already."""
@@ -207,12 +211,12 @@ class OffloadDevice(Device):
             wanted = abi.parse_open(event.payload)
             asked = uris.parse(wanted.uri)
         except (RequestError, URIError) as error:
-            log.warning("%s #%d EINVAL: %s", self.name, event.flow, error)
+            self._log(logging.WARNING, "#%d EINVAL: %s", event.flow, error)
             self._engine.refuse(event.handle, _OFFLOAD, errno.EINVAL)
             return None
         if not isinstance(asked, InetURI):
             kind = "no handler for ipx" if isinstance(asked, IpxURI) else "no address of a guest"
-            log.info("%s #%d %s native (%s)", self.name, event.flow, asked, kind)
+            self._log(logging.INFO, "#%d %s native (%s)", event.flow, asked, kind)
             self._engine.refuse(event.handle, lib.VSO_NATIVE, 0)
             return None
         flow = self._flows.get(event.handle)
@@ -240,8 +244,10 @@ class OffloadDevice(Device):
         else:
             self._say(flow, f"{what} {why} {1000 * self._age(flow):.1f} ms")
 
-    def _made(self, _task: asyncio.Task[None]) -> None:
+    def _made(self, flow: Flow, task: asyncio.Task[None]) -> None:
         self._connecting -= 1
+        if flow.task is task and task.cancelled():  # not by us: the handler cancelled itself, and the guest waits
+            self._refuse(flow, _OFFLOAD, errno.ECONNABORTED, "ECONNABORTED: its handler was cancelled", logging.WARNING)
 
     def _adopt(self, flow: Flow, connection: Connection) -> None:
         """Hand a connection to the engine. OSError: it did not take it, and the request was answered with that."""
@@ -282,8 +288,8 @@ class OffloadDevice(Device):
         except (URIError, OSError) as error:
             code, why = guest_errno(error) if isinstance(error, OSError) else errno.EINVAL, str(error)
         self._engine.destination(event.handle, text, address, code)
-        log.log(logging.INFO if code else logging.DEBUG, "%s #%d datagrams to %r %s (%s)",
-                self.name, event.flow, text, f"dropped, {errno_name(code)}" if code else "offload", why)  # fmt: skip
+        verdict = f"dropped, {errno_name(code)}" if code else "offload"
+        self._log(logging.INFO if code else logging.DEBUG, "#%d datagrams to %r %s (%s)", event.flow, text, verdict, why)
 
     def _decide_destination(self, flow: Flow, asked: InetURI) -> tuple[bytes, int, str]:
         """The socket address, or the errno, and why."""
@@ -333,8 +339,9 @@ class OffloadDevice(Device):
         flow = self._flows.get(event.handle)
         if flow is None:
             return
-        if flow.task:
-            flow.task.cancel()
+        task, flow.task = flow.task, None
+        if task:
+            task.cancel()
             self._say(flow, "cancelled by the guest")
         if not flow.open:
             self._forget(flow)
@@ -347,7 +354,8 @@ class OffloadDevice(Device):
     def _ended(self, event: Event) -> None:
         flow = self._flows.get(event.handle)
         if flow is None:  # one that the device announced
-            log.info("%s #%d accepted connection %s", self.name, event.flow & ~lib.VSO_FLOW_DEVICE, ended_text(event, None))
+            number = event.flow & ~lib.VSO_FLOW_DEVICE
+            self._log(logging.INFO, "accepted connection #%d %s", number, ended_text(event, None))
             return
         self._say(flow, ended_text(event, self._age(flow)))
         if flow.connection and flow.connection.ended:
@@ -355,7 +363,7 @@ class OffloadDevice(Device):
         self._forget(flow)
 
     def _broken(self, event: Event) -> None:
-        log.error("%s ring %d is broken: %s", self.name, event.flow, event.payload.decode("utf-8", "replace"))
+        self._log(logging.ERROR, "ring %d is broken: %s", event.flow, event.payload.decode("utf-8", "replace"))
         queue = self._queues.get(event.flow)
         if queue and queue.memory and queue.memory.poisoned:
             queue.fail(FrontendError(f"ring {queue.index}: the guest memory was truncated under its mapping"))
