@@ -30,12 +30,6 @@ def _live_tasks() -> set[asyncio.Task[Any]]:
     return {task for task in list(known) if not task.done()}
 
 
-def pytest_collection_finish() -> None:
-    """What the modules made at import stays: the collections around each test need not look at it (50 ms each otherwise)."""
-    gc.collect()
-    gc.freeze()
-
-
 _failed = pytest.StashKey[bool]()
 
 

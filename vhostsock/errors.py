@@ -3,6 +3,7 @@
 | error          | who is to blame              | consequence                                                     |
 |----------------|------------------------------|-----------------------------------------------------------------|
 | FrontendError  | the front-end (QEMU)         | its session ends, everything it owned is closed; listening goes on |
+|                |                              | (one request that cannot be carried out: a failure ack, if asked)  |
 | DriverError    | the guest's driver           | that vring is marked broken and its error fd signalled          |
 | RequestError   | one request of the driver    | that chain completes with a status; nothing else is touched     |
 | PolicyError    | the policy file's author     | the file is refused whole, with file, line and key              |

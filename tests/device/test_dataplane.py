@@ -261,6 +261,18 @@ async def test_memory_that_the_front_end_truncates_ends_its_session_not_the_proc
 
 
 @in_loop
+async def test_memory_that_is_truncated_under_a_request_ends_the_session_without_another_kick() -> None:
+    device = Gate()
+    async with attach(device) as frontend:
+        frontend.queues[0].submit([b"x"], [4096])
+        await device.arrived.wait()
+        for region in frontend.memory.regions:
+            os.ftruncate(region.fd, 0)
+        device.gate.set()
+        await frontend.ended()
+
+
+@in_loop
 async def test_a_kick_fd_that_ends_ends_the_session() -> None:
     async with attach(Upper()) as frontend:
         read, write = os.pipe()
