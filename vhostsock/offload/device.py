@@ -17,6 +17,7 @@ import contextlib
 import errno
 import logging
 import socket
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar, Final
@@ -166,7 +167,7 @@ class OffloadDevice(Device):
         self._log(level, "%s %s", flow, text)
 
     def _age(self, flow: Flow) -> float:
-        return asyncio.get_running_loop().time() - flow.since
+        return time.monotonic() - flow.since
 
     def _hello(self, event: Event) -> None:
         hello = abi.HELLO.parse(event.payload)
@@ -220,7 +221,7 @@ class OffloadDevice(Device):
             self._engine.refuse(event.handle, lib.VSO_NATIVE, 0)
             return None
         flow = self._flows.get(event.handle)
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()  # a loop's own clock may stand still within one turn of it
         if flow is None:
             flow = self._flows[event.handle] = Flow(event.handle, event.flow, asked, Guest(self.name, wanted.uid), now)
         else:  # BIND came before, or a datagram socket connects anew
@@ -357,7 +358,8 @@ class OffloadDevice(Device):
             number = event.flow & ~lib.VSO_FLOW_DEVICE
             self._log(logging.INFO, "accepted connection #%d %s", number, ended_text(event, None))
             return
-        self._say(flow, ended_text(event, self._age(flow)))
+        age = self._age(flow)
+        self._say(flow, f"not published any more, {age:.1f} s" if flow.listener else ended_text(event, age))
         if flow.connection and flow.connection.ended:
             flow.connection.ended(event.error)
         self._forget(flow)

@@ -30,7 +30,7 @@ class Flow:
     id: int
     uri: InetURI
     guest: Guest
-    since: float  # loop time of the request
+    since: float  # time.monotonic() of the request
     open: bool = False
     task: asyncio.Task[None] | None = None  # connects
     connection: Connection | None = None
