@@ -59,8 +59,10 @@ def make_uri(kind: str, address: tuple[Any, ...]) -> str:
 class EngineUnderTest:
     """An engine on its rings, a driver on the other side, and the answers in between: replace ``on_*`` to answer otherwise."""
 
-    def __init__(self, *, pairs: int = 1, memory: int = 64 << 20, num: int = 256, config: dict[str, int] | None = None,
-                 **driver: Any) -> None:  # fmt: skip
+    def __init__(
+        self, *, pairs: int = 1, memory: int = 64 << 20, num: int = 256, config: dict[str, int] | None = None,
+        driver_class: type[OffloadDriver] = OffloadDriver, **driver: Any,
+    ) -> None:  # fmt: skip
         err = ffi.new("struct vs_err *")
         settings = dict(pairs=pairs, max_flows=1024, buf_alloc=262144, buf_total=64 << 20, features=lib.VSO_F_DGRAM)
         self.ptr = lib.vse_new(ffi.new("struct vse_config *", settings | (config or {})), err)
@@ -68,7 +70,7 @@ class EngineUnderTest:
         self.closing = contextlib.ExitStack()
         self.closing.callback(lib.vse_free, self.ptr)
         self.memory = self.closing.enter_context(GuestMemory(memory))
-        self.driver = self.closing.enter_context(OffloadDriver.in_memory(self.memory, pairs, num, **driver))
+        self.driver = self.closing.enter_context(driver_class.in_memory(self.memory, pairs, num, **driver))
         self.vrings = [Vring(i) for i in range(2 * pairs)]
         self.map = self.memory.map()
         self.closing.callback(self.map.close)
