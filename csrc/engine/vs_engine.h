@@ -29,10 +29,15 @@ enum vse_event_type {
 	VSE_EV_CONNECT = 2,	/* answer with vse_connected() or vse_refuse(). payload: that of VSO_CONNECT */
 	VSE_EV_BIND = 3,	/* answer with vse_bound() or vse_refuse(). payload: that of VSO_BIND */
 	VSE_EV_DGRAM_DEST = 4,	/* answer with vse_dgram_dest(). payload: the destination URI */
-	VSE_EV_CANCEL = 5,	/* the driver closed the flow before the answer: stop working on it */
+	VSE_EV_CANCEL = 5,	/* the driver closed (or broke) the flow before the answer: stop working on it */
 	VSE_EV_ACCEPTED = 6,	/* for the log: handle is the listener's. payload: the peer's URI */
-	VSE_EV_ENDED = 7,	/* for the log: error, to_host, to_guest are final. Sent for flows that were connected or bound */
-	VSE_EV_BROKEN = 8	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text */
+	/*
+	 * for the log: to_host and to_guest are final; error says why (0: the driver closed it and all it sent was handed on;
+	 * ECONNRESET also for an abort by the driver). Sent for flows that were connected or bound, after CLOSED.
+	 */
+	VSE_EV_ENDED = 7,
+	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text, also in vs_vq_error() */
+	VSE_EV_BROKEN = 8
 };
 
 struct vse_event {
@@ -52,6 +57,7 @@ struct vse_config {
 	uint32_t buf_alloc;	/* bytes a stream flow may hold for a host socket that does not take them; allocated when needed */
 	uint64_t buf_total;	/* bytes of such buffers over all flows: a flow that would exceed it is reset with ENOBUFS */
 	uint64_t features;	/* VSO_F_* offered */
+	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
 };
 
 struct vse_stats {
@@ -87,17 +93,20 @@ int vse_event_fd(const struct vse_engine *e);	/* readable while events wait; an 
 int vse_events(struct vse_engine *e, struct vse_event *out, int max);	/* takes up to max events, in order */
 
 /*
- * Answers. They take the fd in every case, also on error. URIs are NUL-terminated and are what the guest's getsockname() and
- * getpeername() show. -ESTALE: the flow is gone. The fd is made non-blocking; options that came with the request are applied
- * (vse_apply_opts did it before, if the handler called it).
+ * Answers. They take the fd in every case, also on error: it is closed then. -ESTALE: the flow is gone. Any other error leaves the
+ * request open, to be answered again: -EPROTOTYPE for a socket of the wrong type (SOCK_STREAM for streams, SOCK_DGRAM for
+ * datagrams), -ENAMETOOLONG for a URI above VSO_URI_MAX. URIs are NUL-terminated and are what the guest's getsockname() and getpeername()
+ * show. The fd is made non-blocking; options that came with the request, or after it, are applied as far as this kind of
+ * socket has them. A datagram socket that has a peer of its own gets what the guest sends to `peer` without an address.
  */
 int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer);
 int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local);
 int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error);
-/* sockaddr bytes for this destination URI on this flow, or error != 0 to drop what goes there. Cached, the oldest goes first. */
+/* sockaddr bytes for this destination URI on this flow, or error != 0 to drop what goes there. Cached, the least used goes first. */
 int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const void *addr, uint32_t addr_len, uint32_t error);
 int vse_reset_flow(struct vse_engine *e, uint64_t handle, uint32_t error);	/* RESET to the driver, RST on the host */
-void vse_reset_all(struct vse_engine *e, bool quiet);	/* every flow; quiet: no message (the guest is gone) */
+/* every flow; quiet: no message, and the next driver must say HELLO first (the guest is gone) */
+void vse_reset_all(struct vse_engine *e, bool quiet);
 
 /* the options of a CONNECT or BIND (struct vso_sockopt + value, padded) applied to a host socket: 0, or -errno of the first that
  * failed on this kind of socket; unknown options are -ENOPROTOOPT. One whitelist for this and for SETSOCKOPT. */

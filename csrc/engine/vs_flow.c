@@ -212,7 +212,7 @@ void vse_flow_close(struct vse_flow *f, bool abort)
 	vse_flow_unhash(f);
 	vse_flow_rest(f);
 	f->state = ST_LINGER;
-	f->linger_until = vse_now_ms() + VSE_LINGER_MS;
+	f->linger_until = vse_now_ms() + (e->config.linger_ms ? e->config.linger_ms : VSE_LINGER_MS);
 	TAILQ_INSERT_TAIL(&e->linger, f, aux);
 	e->nlinger++;
 	vse_stream_discard(f);

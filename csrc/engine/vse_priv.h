@@ -35,7 +35,7 @@ enum {
 	VSE_EVENTS_PAUSE = 4096,	/* events Python did not take at which all pairs stop reading, and listeners accepting */
 	VSE_SCRATCH = 65536 + 512,	/* the largest datagram with its header and URI */
 	VSE_LINGER_MAX = 1024,		/* closed flows whose last bytes still wait for the host; one more aborts the oldest */
-	VSE_LINGER_MS = 60000,		/* how long they may wait: the kernel's tcp_fin_timeout */
+	VSE_LINGER_MS = 60000,		/* config.linger_ms unless set: the kernel's tcp_fin_timeout */
 	VSE_RETRY_MS = 100,		/* a listener that found no fd or no free flow tries again after this, or when a flow ends */
 	VSE_DEST_MAX = 64,		/* destinations a datagram flow remembers */
 	VSE_DEST_ASK_MAX = 8,		/* of those, waiting for Python */
@@ -145,7 +145,6 @@ struct vse_engine {
 	uint64_t epoch;
 	uint64_t features;
 	uint32_t max_payload;		/* the driver's limit, at most VSO_PAYLOAD_MAX */
-	uint32_t pairs_used;
 
 	struct vse_pair *pairs;
 	struct vse_flow **slots;	/* by the low bits of the handle; free ones are chained through free_slots */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 import struct
 from collections import deque
@@ -165,6 +166,37 @@ def test_a_lingering_flow_whose_host_dies_is_gone(engine: EngineUnderTest) -> No
         reset(host)
         assert engine.wait_event("ENDED").error in (errno.ECONNRESET, errno.EPIPE)
         assert engine.stats.flows == 0
+
+
+def test_a_lingering_flow_ends_in_a_reset_when_its_time_is_up(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(config={"linger_ms": 1})
+    with connection(engine) as (flow, host):
+        total = fill(engine, flow)
+        flow.close()
+        ended = engine.wait_event("ENDED")
+        assert ended.error == errno.ETIMEDOUT
+        assert ended.to_host < total
+        with pytest.raises(ConnectionResetError):
+            recv_until_end(host)
+
+
+def test_more_lingering_flows_than_are_kept_abort_the_oldest(make_engine: Callable[..., EngineUnderTest]) -> None:
+    engine = make_engine(config={"max_flows": 2000})
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for i in range(1025):
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            engine.on_connect = lambda event, ours=ours: engine.connected(event, ours, "", event.uri)  # type: ignore[misc]
+            flow = engine.driver.connect(f"tcp://10.0.0.1:{i + 1}")
+            flow.try_send(bytes(30000))
+            flow.close()
+        ended = engine.wait_event("ENDED")
+        assert (ended.flow, ended.error) == (1, errno.ETIMEDOUT)
+        assert engine.stats.flows == 1024
 
 
 def test_a_slow_host_slows_its_own_flow_alone_and_holds_no_ring_slot(engine: EngineUnderTest) -> None:
