@@ -29,10 +29,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from .device import Device, Queue
-from .errors import FrontendError, RequestError
+from .errors import FrontendError, RequestError, UsageError
 from .memory import MemoryMap
 from .proto import Session, SessionConfig, events, wire
-from .proto.features import IMPLEMENTED_PROTOCOL, RING_FEATURES, ProtocolFeature, VirtioFeature
+from .proto.features import DEVICE_FEATURES, IMPLEMENTED_PROTOCOL, RING_FEATURES, ProtocolFeature, VirtioFeature, names
 
 __all__ = ["Backend", "session_config"]
 
@@ -41,6 +41,12 @@ log = logging.getLogger("vhostsock.server")
 
 def session_config(device: Device) -> SessionConfig:
     """What a session offers on behalf of a device. UsageError when the device asks for what cannot be offered."""
+    name = type(device).__name__
+    reserved = VirtioFeature(device.features & ~DEVICE_FEATURES)
+    if reserved:
+        raise UsageError(f"{name}.features: {names(reserved)}: a device chooses among bits 0 to 23 and 50 to 63")
+    if len(device.config) > wire.CONFIG_MAX:
+        raise UsageError(f"{name}.config has {len(device.config)} bytes; {wire.CONFIG_MAX} is all that a front-end can read")
     protocol = IMPLEMENTED_PROTOCOL if device.has_config else IMPLEMENTED_PROTOCOL & ~ProtocolFeature.CONFIG
     return SessionConfig(RING_FEATURES | device.features, protocol, device.num_queues)
 
@@ -95,6 +101,8 @@ class Backend:
                 output = self._session.take_output()
                 if output:
                     await self._loop.sock_sendall(self._sock, output)
+                # None of the above has to wait while the front-end goes on sending: let the others have their turn.
+                await asyncio.sleep(0)
         finally:
             await _to_the_end(self._close())
 
@@ -179,6 +187,8 @@ class Backend:
         self._use_memory(self._memory.without_region(gpa=region.gpa, size=region.size, uva=region.uva))
 
     async def _vring_num(self, event: events.VringNum) -> None:
+        if event.num > self._device.max_queue_size:
+            raise FrontendError(f"ring {event.index}: {event.num} descriptors, this device takes {self._device.max_queue_size}")
         await self._configure(self._rings[event.index], "num", event.num)
 
     async def _vring_address(self, event: events.VringAddress) -> None:

@@ -17,6 +17,7 @@ Completed chains are flushed once per round of the loop, so that handlers that e
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -136,7 +137,7 @@ class DataPlane:
         for chain in chains:
             task = self._loop.create_task(self._serve(chain))
             self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(functools.partial(self._ended, chain))
 
     async def _serve(self, chain: Chain) -> None:
         try:
@@ -144,10 +145,9 @@ class DataPlane:
         except Exception as error:
             self._report(error)
             self._refuse(chain, error)
-        finally:
-            chain.complete()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, chain: Chain, task: asyncio.Task[None]) -> None:
+        chain.complete()  # here and not in the task: one that is cancelled before its first step never runs
         full = len(self._tasks) >= self._device.concurrency
         self._tasks.discard(task)
         if full:

@@ -31,6 +31,7 @@ class Device:
 
     virtio_id         the device type (virtio 1.3, 5)
     num_queues        1..256
+    max_queue_size    descriptors; a front-end that asks for larger queues is refused
     features          the device type's own feature bits (0..23, 50..63); ring features are the library's
     config            the config space, up to 256 bytes, for devices whose config never changes
     concurrency       ``handle`` calls under way at once, per queue; more chains wait in the ring

@@ -132,7 +132,7 @@ async def test_without_acks_a_request_that_cannot_be_carried_out_ends_the_sessio
             await frontend.settled()
 
 
-@pytest.mark.parametrize("num", [0, 3, 65536])
+@pytest.mark.parametrize("num", [0, 3, 2048, 65536])
 @in_loop
 async def test_a_queue_size_that_cannot_be_is_nacked(num: int) -> None:
     async with attach(Upper(), started=False) as frontend:

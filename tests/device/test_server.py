@@ -5,9 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import logging
 import os
+import resource
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -103,6 +107,75 @@ async def test_messages_may_come_all_at_once(path: Path) -> None:
         await fast.send(wire.pack(Request.GET_FEATURES, 1) * 100)
         for _ in range(100):
             assert await fast.reply_to(Request.GET_FEATURES, wire.U64)
+
+
+@in_loop
+async def test_a_flood_of_messages_leaves_time_for_the_rest() -> None:
+    """Everything is there at once, so that the server never has to wait for a message."""
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    device = Recorder()
+    ours, theirs = socket.socketpair()
+    theirs.sendall(wire.pack(Request.SET_OWNER, 1) * 250)
+    async with Server(device, sock=ours), Frontend(theirs) as frontend:
+        turn()
+        await frontend.settled()
+        assert turns > 250
+
+
+@contextlib.contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """This process cannot open another one; what is open stays open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Logged(logging.Handler):
+    """Set when a record with ``text`` in it is logged."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+        self.happened = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.text in record.getMessage():
+            self.happened.set()
+
+
+@in_loop
+async def test_a_front_end_that_comes_when_no_descriptor_is_left_is_served_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vhostsock.server.ACCEPT_PAUSE", 0.01)
+    logged = Logged("cannot accept a front-end: Too many open files")
+    logging.getLogger("vhostsock").addHandler(logged)
+    async with Server(Upper(), path=path), await connect(path) as early:
+        with no_descriptors_left():
+            await logged.happened.wait()
+        await early.settled()
+    logging.getLogger("vhostsock").removeHandler(logged)
+
+
+@in_loop
+async def test_a_message_whose_descriptor_found_no_room_ends_the_session(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with Server(Upper(), path=path):
+        async with await connect(path) as unlucky:
+            await unlucky.handshake()
+            with no_descriptors_left():
+                await unlucky.send(wire.pack(Request.SET_BACKEND_REQ_FD, 1), [unlucky.sock.fileno()])
+                await unlucky.ended()
+        await works(path)
+    assert "MSG_CTRUNC" in caplog.text
 
 
 @in_loop
@@ -240,6 +313,14 @@ def test_what_cannot_be_served_is_refused_at_once() -> None:
         Server(Nothing(), path="/nowhere")
     with pytest.raises(UsageError, match="not 300"):
         Server(Upper(num_queues=300), path="/nowhere")
+    for attribute, value, evidence in (
+        ("features", 1 << 34 | 1, "RING_PACKED: a device chooses among bits 0 to 23 and 50 to 63"),
+        ("config", bytes(257), "257 bytes; 256 is all"),
+    ):
+        device = Upper()
+        setattr(device, attribute, value)
+        with pytest.raises(UsageError, match=evidence):
+            Server(device, path="/nowhere")
     with pytest.raises(UsageError, match="exactly one of"):
         Server(Upper())
     with pytest.raises(UsageError, match="exactly one of"):

@@ -13,7 +13,15 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["IMPLEMENTED_PROTOCOL", "NEVER_OFFERED", "RING_FEATURES", "ProtocolFeature", "VirtioFeature", "names"]
+__all__ = [
+    "DEVICE_FEATURES",
+    "IMPLEMENTED_PROTOCOL",
+    "NEVER_OFFERED",
+    "RING_FEATURES",
+    "ProtocolFeature",
+    "VirtioFeature",
+    "names",
+]
 
 
 class VirtioFeature(enum.IntFlag):
@@ -69,6 +77,9 @@ class ProtocolFeature(enum.IntFlag):
 RING_FEATURES = (
     VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.VERSION_1
 )
+
+# what a device type may define for itself (virtio 1.3, 2.2)
+DEVICE_FEATURES = (1 << 24) - 1 | ((1 << 14) - 1) << 50
 
 # what the server carries out; CONFIG is offered only by a device that has a config space (QEMU 7.2 warns otherwise)
 IMPLEMENTED_PROTOCOL = (
