@@ -48,14 +48,21 @@ static int fail(struct vs_err *err, int code, const char *what)
 /* ------------------------------------------------------------------------------------------------------------ the lock */
 
 /*
- * A mutex does not queue its waiters, and the thread takes it again at once while it is busy: others would starve. So all pass a
- * gate first. Who waits for the lock holds the gate, and the thread waits behind at the gate.
+ * A mutex does not queue its waiters, and the thread takes it again at once while it is busy: others would starve. So there is a
+ * gate. Who waits for the lock holds the gate, and the thread, which always comes through the gate, waits behind them.
  */
-void vse_lock(struct vse_engine *e)
+static void lock_in_turn(struct vse_engine *e)
 {
 	pthread_mutex_lock(&e->gate);
 	pthread_mutex_lock(&e->lock);
 	pthread_mutex_unlock(&e->gate);
+}
+
+void vse_lock(struct vse_engine *e)
+{
+	/* who has the lock already must not wait at the gate: whoever is in it waits for the lock */
+	if (pthread_mutex_trylock(&e->lock))
+		lock_in_turn(e);
 }
 
 static void unlock(struct vse_engine *e)
@@ -284,13 +291,13 @@ static void *thread_main(void *arg)
 	struct epoll_event evs[EPOLL_BATCH];
 	int n, timeout;
 
-	vse_lock(e);
+	lock_in_turn(e);
 	while (!atomic_load_explicit(&e->stopping, memory_order_relaxed)) {
 		timeout = sleep_ms(e);
 		e->sleeping = timeout != 0;
 		unlock(e);
 		n = epoll_wait(e->ep, evs, EPOLL_BATCH, timeout);
-		vse_lock(e);
+		lock_in_turn(e);
 		e->sleeping = false;
 		e->stats.wakeups++;
 		turn(e, evs, n);

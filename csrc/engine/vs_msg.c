@@ -17,7 +17,8 @@
  *	a message that its flow may not get in this state (the table `messages`), wrong pair	RESET EPROTO on the flow
  *	credit exceeded, fwd_cnt beyond what was sent or going back				RESET EPROTO on the flow
  *	bytes beyond hdr.len in a chain; hdr.flags and reserved fields				ignored
- *	a message for a flow that is not there, or that got RESET				ignored: it crossed; options: ENOTCONN
+ *	a message for a flow that is not there							ignored: it crossed
+ *	a message for a flow that got RESET							ignored; options: ENOTCONN
  *	CLOSE for a flow that is not there (its open was refused meanwhile)			CLOSED
  *
  * So every CLOSE gets exactly one CLOSED.
