@@ -57,7 +57,9 @@ class Server:
             raise UsageError(f"{type(device).__name__} overrides none of {', '.join(_DATA_HANDLERS)}")
         self._device = device
         self._path = os.fspath(path) if path is not None else None
-        self._sock = sock if sock is not None or fd is None else _socket_of(fd)
+        if sock is not None:
+            _check_state(sock)
+        self._sock = sock if fd is None else _socket_of(fd)
         self._made: tuple[int, int] | None = None  # device and inode of the socket file we created
         self._task: asyncio.Task[None] | None = None
 
@@ -75,8 +77,7 @@ class Server:
             self._made = status.st_dev, status.st_ino
         assert self._sock is not None
         self._sock.setblocking(False)
-        listening = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        serve = self._accept(self._sock) if listening else self._serve(self._sock)
+        serve = self._accept(self._sock) if _is_listening(self._sock) else self._serve(self._sock)
         self._task = asyncio.create_task(serve, name=f"vhostsock server on {self.address}")
         return self
 
@@ -159,10 +160,26 @@ def _socket_of(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         raise UsageError(f"descriptor {fd} cannot be served: {error.strerror}") from None
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+    try:
+        _check_state(sock)
+    except UsageError:
         sock.detach()
-        raise UsageError(f"descriptor {fd} is not a Unix stream socket")
+        raise
     return sock
+
+
+def _is_listening(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _check_state(sock: socket.socket) -> None:
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        raise UsageError(f"descriptor {sock.fileno()} is not a Unix stream socket")
+    if not _is_listening(sock):
+        try:
+            sock.getpeername()
+        except OSError:
+            raise UsageError(f"descriptor {sock.fileno()} is a socket that neither listens nor is connected") from None
 
 
 def _listen(path: str) -> socket.socket:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 
 import pytest
 
@@ -282,3 +283,13 @@ async def test_a_kick_fd_that_ends_ends_the_session() -> None:
         await frontend.settled()
         os.close(write)
         await frontend.ended()
+
+
+@in_loop
+async def test_a_kick_fd_that_cannot_be_read_ends_the_session() -> None:
+    async with attach(Upper()) as frontend:
+        with select.epoll() as odd:  # an anonymous inode as an eventfd is, and readable, but not with read()
+            odd.register(frontend.queues[0].kick_fd, select.EPOLLIN)
+            await frontend.set_fd(Request.SET_VRING_KICK, 0, odd.fileno())
+            os.eventfd_write(frontend.queues[0].kick_fd, 1)
+            await frontend.ended()

@@ -327,7 +327,11 @@ def test_what_cannot_be_served_is_refused_at_once() -> None:
         Server(Upper(), path="/nowhere", fd=1)
 
 
-def test_descriptors_that_are_no_unix_sockets_are_refused_and_left_open() -> None:
+def test_descriptors_that_cannot_be_served_are_refused_and_left_open() -> None:
+    with socket.socket(socket.AF_UNIX) as idle:
+        for way in ({"sock": idle}, {"fd": idle.fileno()}):
+            with pytest.raises(UsageError, match="neither listens nor is connected"):
+                Server(Upper(), **way)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="descriptor 999999 cannot be served: Bad file descriptor"):
         Server(Upper(), fd=999999)
     with socket.socket(socket.AF_INET) as inet, pytest.raises(UsageError, match="not a Unix stream socket"):
