@@ -331,7 +331,7 @@ def test_descriptors_that_cannot_be_served_are_refused_and_left_open() -> None:
     with socket.socket(socket.AF_UNIX) as idle:
         for way in ({"sock": idle}, {"fd": idle.fileno()}):
             with pytest.raises(UsageError, match="neither listens nor is connected"):
-                Server(Upper(), **way)  # type: ignore[arg-type]
+                Server(Upper(), **way)
     with pytest.raises(UsageError, match="descriptor 999999 cannot be served: Bad file descriptor"):
         Server(Upper(), fd=999999)
     with socket.socket(socket.AF_INET) as inet, pytest.raises(UsageError, match="not a Unix stream socket"):
