@@ -109,6 +109,25 @@ async def peer(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def drive_listener(host: str, port: int) -> None:
+    """The client side of guest/listen_check.c; AssertionError where the server does not do what it should."""
+    with socket.create_connection((host, port), timeout=60) as sock, sock.makefile() as stream:
+        sock.sendall(b"hello\n")
+        assert int(stream.read()) == sock.getsockname()[1]
+    with socket.create_connection((host, port), timeout=60) as sock:
+        sock.sendall(b"rst\n")
+        try:
+            data = sock.recv(1)
+        except ConnectionResetError:
+            pass
+        else:
+            raise AssertionError(f"no reset, but {data!r}")
+    with socket.create_connection((host, port), timeout=60) as sock, sock.makefile() as stream:
+        sock.sendall(b"half\n")
+        sock.shutdown(socket.SHUT_WR)
+        assert stream.read() == "eof\n"
+
+
 async def _main() -> None:
     async with contextlib.AsyncExitStack() as stack:
         port = int(sys.argv[1]) if len(sys.argv) > 1 else 0

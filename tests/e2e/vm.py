@@ -112,10 +112,9 @@ class Qmp:
     """QEMU's control socket."""
 
     def __init__(self, path: Path) -> None:
-        wait_until(path.exists, f"QEMU's socket {path}")
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(WITHIN)
-        self._socket.connect(str(path))
+        wait_until(lambda: self._socket.connect_ex(str(path)) == 0, f"QEMU listens on {path}")
         self._stream = self._socket.makefile("rw")
         self._events: list[dict[str, Any]] = []
         self._read()

@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import shutil
 import socket
-import struct
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -77,21 +76,5 @@ def test_listener_claims_hold_on_the_native_kernel(programs: Path) -> None:
         for line in process.stdout:
             lines.append(line)
             if line.startswith("port "):
-                drive_listener("127.0.0.1", int(line.split()[1]))
+                load_peer().drive_listener("127.0.0.1", int(line.split()[1]))
         assert process.wait() == 0, "".join(lines)
-
-
-def drive_listener(host: str, port: int) -> None:
-    """The client side of guest/listen_check.c."""
-    with socket.create_connection((host, port)) as sock:
-        sock.sendall(b"hello\n")
-        assert int(sock.makefile().read()) == sock.getsockname()[1]
-    with socket.create_connection((host, port)) as sock:
-        sock.sendall(b"rst\n")
-        with pytest.raises(ConnectionResetError):
-            sock.recv(1)
-    with socket.create_connection((host, port)) as sock:
-        sock.sendall(b"half\n")
-        sock.shutdown(socket.SHUT_WR)
-        assert sock.makefile().read() == "eof\n"
-        assert struct.unpack("B", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1))[0] != 0

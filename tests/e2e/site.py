@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A whole installation for the offload tests: servers of the host, the back-end with a policy, and a guest without a NIC.
+
+The guest knows the servers under addresses that do not exist; the policy rewrites them to loopback:
+
+| the guest connects to  | and reaches on the host                               |
+|------------------------|-------------------------------------------------------|
+| tcp 10.0.0.5:80        | a web server with the files of ``www``                |
+| tcp, udp 10.0.0.5:7000 | peer.py                                               |
+| udp 10.0.0.6:7000      | peer.py at another address                            |
+| tcp [fd00::5]:7000     | peer.py over IPv6                                     |
+| tcp, [fd00::5] :7001   | a port where nobody listens                           |
+| tcp 10.0.0.5:7002      | ``own``, a listening socket of the test itself        |
+| udp 10.0.0.53:53       | ``dns``, a datagram socket of the test itself         |
+| 10.66.0.N, any port    | refused with the errno DENIED[N]                      |
+| anything else          | not offloaded: native                                 |
+
+Guest listeners on 8080 and 8081 are published on loopback, on the ports ``published``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port
+
+HERE = Path(__file__).resolve().parent
+DENIED = ["EACCES", "EPERM", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT", "EHOSTDOWN"]
+DATA_SIZE = 16 << 20
+
+
+@dataclass
+class Site:
+    """The installation; what is where is said above."""
+
+    folder: Path
+    backend: Backend
+    vm: Vm
+    own: socket.socket
+    dns: socket.socket
+    published: dict[int, int] = field(default_factory=dict)  # guest port -> host port
+
+    @property
+    def www(self) -> Path:
+        return self.folder / "www"
+
+    def fetch(self, guest_port: int, path: str = "/") -> bytes:
+        """GET from a published web server of the guest."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.published[guest_port]}{path}", timeout=WITHIN) as answer:
+            data: bytes = answer.read()
+            return data
+
+    def accept(self) -> socket.socket:
+        """The connection that the guest made to 10.0.0.5:7002."""
+        sock, _ = self.own.accept()
+        sock.settimeout(WITHIN)
+        return sock
+
+    def hwsock(self) -> list[list[str]]:
+        """The guest's /proc/net/hwsock: for each offloaded socket its columns."""
+        return [line.split() for line in self.vm.run("cat /proc/net/hwsock").text.splitlines()[1:]]
+
+    def check(self, program: str, timeout: float = 240) -> str:
+        """Run one of guest/*_check.c; AssertionError with the claims that do not hold. Returns its output."""
+        result = self.vm.run(program, timeout=timeout, check=False)
+        failed = [line for line in result.text.splitlines() if line.startswith("not ok")]
+        assert not failed, "\n".join(failed)
+        assert result.status == 0, str(result)
+        assert re.search(r"^1\.\.[1-9]", result.text, re.MULTILINE), str(result)
+        return result.text
+
+
+def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
+    def offload(scheme: str, address: str, port: int, target: str) -> str:
+        match = f'{{ scheme = "{scheme}", address = "{address}", port = {port} }}'
+        return f'[[rule]]\nmatch = {match}\naction = "offload"\nrewrite = "{target}"\n'
+
+    rules = [
+        offload("tcp", "10.0.0.5", 80, f"tcp://127.0.0.1:{ports['web']}"),
+        offload("tcp", "10.0.0.5", 7000, f"tcp://127.0.0.1:{ports['peer']}"),
+        offload("udp", "10.0.0.5", 7000, f"udp://127.0.0.1:{ports['peer']}"),
+        offload("udp", "10.0.0.6", 7000, f"udp://127.0.0.2:{ports['peer']}"),
+        offload("tcp6", "fd00::5", 7000, f"tcp6://::1/{ports['peer']}"),
+        offload("tcp", "10.0.0.5", 7001, f"tcp://127.0.0.1:{ports['closed']}"),
+        offload("tcp6", "fd00::5", 7001, f"tcp6://::1/{ports['closed']}"),
+        offload("tcp", "10.0.0.5", 7002, f"tcp://127.0.0.1:{ports['own']}"),
+        offload("udp", "10.0.0.53", 53, f"udp://127.0.0.1:{ports['dns']}"),
+    ]
+    rules += [
+        f'[[rule]]\nmatch = {{ address = "10.66.0.{n}" }}\naction = "deny"\nerrno = "{name}"\n' for n, name in enumerate(DENIED)
+    ]
+    rules += [f'[[publish]]\nguest = "tcp://0.0.0.0:{g}"\nhost = "tcp://127.0.0.1:{h}"\n' for g, h in published.items()]
+    return "\n".join(rules)
+
+
+def _local(stack: contextlib.ExitStack, kind: socket.SocketKind) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
+    sock.bind(("127.0.0.1", 0))
+    sock.settimeout(WITHIN)
+    return sock
+
+
+@contextlib.contextmanager
+def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1) -> Iterator[Site]:
+    """Set all of it up, and take it down."""
+    with contextlib.ExitStack() as stack:
+        www = folder / "www"
+        www.mkdir()
+        (www / "data").write_bytes(os.urandom(DATA_SIZE))
+        own, dns = _local(stack, socket.SOCK_STREAM), _local(stack, socket.SOCK_DGRAM)
+        closed = _local(stack, socket.SOCK_STREAM)  # bound and never listening: nobody else gets the port
+        closed6 = stack.enter_context(socket.socket(socket.AF_INET6))
+        closed6.bind(("::1", closed.getsockname()[1]))
+        own.listen()
+        peers = [sys.executable, str(HERE / "peer.py"), "0", "127.0.0.1", "127.0.0.2", "::1"]
+        peer = stack.enter_context(Program(folder / "peer.log", peers))
+        server = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(www), "0"]
+        web = stack.enter_context(Program(folder / "web.log", server))
+        ports = {
+            "web": int(web.await_log(r" port (\d+)")[1]),
+            "peer": int(peer.await_log(r"(\d+)\n")[1]),
+            "own": own.getsockname()[1],
+            "dns": dns.getsockname()[1],
+            "closed": closed.getsockname()[1],
+        }
+        published = {8080: free_port(), 8081: free_port()}
+        policy = folder / "policy.toml"
+        policy.write_text(_policy(ports, published))
+        backend = stack.enter_context(Backend(folder, "offload", "--policy", policy, "--name", "vm1", "--pairs", str(pairs)))
+        vm = stack.enter_context(Vm(folder, initramfs, "--socket", backend.socket, "--pairs", str(pairs), *boot))
+        yield Site(folder, backend, vm, own, dns, published)
