@@ -107,7 +107,7 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
 	INIT_LIST_HEAD(&vs->accept_node);
 	INIT_LIST_HEAD(&vs->deferred);
 	mutex_init(&vs->recv_mutex);
-	mutex_init(&vs->opt_mutex);
+	mutex_init(&vs->req_mutex);
 	init_completion(&vs->done);
 	INIT_WORK(&vs->work, vso_native_work);
 	INIT_LIST_HEAD(&vs->close.list);
@@ -121,7 +121,8 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
  * vso_attach() - give a socket our operations
  * @from: the table it must have now
  *
- * Takes one reference of @vs for the socket. Return: 0; -EAGAIN when the socket has another table (somebody decided first); -ENOMEM.
+ * Takes one reference of @vs for the socket. Return: 0; -EAGAIN when the socket has another table (somebody decided first); -EEXIST while
+ * another thread is between its two steps of attaching or detaching this socket; -ENOMEM.
  */
 int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops *from)
 {
@@ -139,11 +140,10 @@ int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops 
 	refcount_inc(&vs->ref);
 	err = rhashtable_insert_fast(&vso_table, &vs->node, vso_table_params);
 	if (err) {
-		/* -EEXIST: another thread is between its insert and its cmpxchg, or detaches right now */
 		refcount_dec(&vs->ref);
 		vs->sk = NULL;
 		vs->sock = NULL;
-		return err == -EEXIST ? -EAGAIN : -ENOMEM;
+		return err == -EEXIST ? err : -ENOMEM;
 	}
 	if (cmpxchg(&sock->ops, from, &vs->row->offloaded) != from) {
 		rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
@@ -281,8 +281,10 @@ void vso_flow_close(struct vso_sock *vs, u32 arg)
 
 	spin_lock_bh(&vs->lock);
 	send = vs->flow_open && !vs->closing;
-	if (send)
+	if (send) {
 		vs->closing = true;
+		complete_all(&vs->done);	/* answers that come now are ignored: who waits for one shall not */
+	}
 	spin_unlock_bh(&vs->lock);
 	if (!send)
 		return;

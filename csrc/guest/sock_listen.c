@@ -138,6 +138,8 @@ int vso_bind(struct socket *sock, vso_sockaddr *uaddr, int len)
 /* the carrier does not listen any more; bound it stays where bind() said so */
 static void vso_listen_undo(struct vso_sock *vs, struct sock *sk)
 {
+	if (READ_ONCE(vs->state) == VSO_ST_GONE)
+		return;		/* shutdown() in another thread did it all */
 	lock_sock(sk);
 	if (vs->native_listen)
 		sk->sk_prot->disconnect(sk, O_NONBLOCK);
@@ -146,9 +148,11 @@ static void vso_listen_undo(struct vso_sock *vs, struct sock *sk)
 	release_sock(sk);
 	spin_lock_bh(&vs->lock);
 	vs->native_listen = false;
-	vs->state = VSO_ST_BOUND;
+	if (vs->state == VSO_ST_LISTENING)
+		vs->state = VSO_ST_BOUND;
 	spin_unlock_bh(&vs->lock);
 	vso_acceptq_flush(vs);
+	vs->rcv_shut = false;	/* it may still connect */
 }
 
 /* listen on both sides; again on a listener: a new backlog */
@@ -167,6 +171,10 @@ static int vso_do_listen(struct vso_sock *vs, struct socket *sock, int backlog)
 		inet_sk_set_state(sk, TCP_LISTEN);
 	}
 	spin_lock_bh(&vs->lock);
+	if (vs->state != VSO_ST_BOUND && vs->state != VSO_ST_LISTENING) {
+		spin_unlock_bh(&vs->lock);
+		return -EINVAL;		/* another thread's connect() was first */
+	}
 	vs->native_listen = vs->native_bound;
 	vs->state = VSO_ST_LISTENING;	/* an ACCEPT may come before the reply is seen here */
 	vs->buf_alloc = max(backlog, 1);
@@ -203,7 +211,11 @@ int vso_listen(struct socket *sock, int backlog)
 	switch (READ_ONCE(vs->state)) {
 	case VSO_ST_BOUND:
 	case VSO_ST_LISTENING:
-		err = vso_do_listen(vs, sock, backlog);
+		err = -EINTR;
+		if (!mutex_lock_killable(&vs->req_mutex)) {
+			err = vso_do_listen(vs, sock, backlog);
+			mutex_unlock(&vs->req_mutex);
+		}
 		break;
 	case VSO_ST_CLOSED:
 		err = -EINVAL;

@@ -72,7 +72,13 @@ struct vso_sock *vso_take(const struct vso_row *row, struct socket *sock)
 	if (!vs)
 		return NULL;
 	vs->state = VSO_ST_BINDING;	/* whoever comes now waits */
-	err = vso_attach(vs, sock, &row->undecided);
+	while ((err = vso_attach(vs, sock, &row->undecided)) == -EEXIST) {
+		if (READ_ONCE(sock->ops) != &row->undecided) {
+			err = -EAGAIN;
+			break;
+		}
+		cond_resched();		/* the other thread is a few instructions from done */
+	}
 	if (!err)
 		return vs;
 	vso_sock_put(vs);
@@ -177,6 +183,11 @@ static bool vso_connect_done(struct vso_sock *vs, u32 arg)
 	}
 }
 
+static bool vso_not_binding(struct vso_sock *vs, u32 arg)
+{
+	return READ_ONCE(vs->state) != VSO_ST_BINDING;
+}
+
 /* connect() that is under way: wait as the caller wishes, then say how it went. @err: what an unfinished one returns */
 static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags, int err)
 {
@@ -201,6 +212,7 @@ static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags,
 	case VSO_ST_CLOSED:
 		err = sock_error(sk) ?: -ECONNABORTED;
 		sock->state = SS_UNCONNECTED;
+		vso_flow_close(vs, VSO_CLOSE_ABORT);	/* shutdown() may have come before the flow was open */
 		vso_detach(vs, &row->undecided);
 		return err;
 	default:
@@ -209,13 +221,17 @@ static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags,
 	}
 }
 
-/* ask for a connection. Taken-over (BINDING) or BOUND sockets */
-static int vso_connect_start(struct vso_sock *vs, struct socket *sock, const union vso_addr *addr, vso_sockaddr *uaddr, int len,
-			     int flags)
+/* ask for a connection, from one of the two states in which the socket may be: just taken over (BINDING), or BOUND */
+static int vso_connect_start(struct vso_sock *vs, enum vso_state from, struct socket *sock, const union vso_addr *addr,
+			     vso_sockaddr *uaddr, int len, int flags)
 {
 	int err;
 
 	spin_lock_bh(&vs->lock);
+	if (vs->state != from) {
+		spin_unlock_bh(&vs->lock);
+		return -EALREADY;	/* another thread was first */
+	}
 	vs->state = VSO_ST_CONNECTING;
 	vs->target = *addr;
 	vs->target_len = vso_addr_len(addr);
@@ -257,7 +273,7 @@ int vso_undecided_connect(const struct vso_row *row, struct socket *sock, vso_so
 		goto native;
 	if (IS_ERR(vs))
 		return vso_again(sock, connect, uaddr, len, flags);
-	err = vso_connect_start(vs, sock, &addr, uaddr, len, flags);
+	err = vso_connect_start(vs, VSO_ST_BINDING, sock, &addr, uaddr, len, flags);
 	vso_sock_put(vs);
 	return err;
 native:
@@ -341,9 +357,15 @@ int vso_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
 		err = vso_disconnect(vs, sock, uaddr, len, flags);
 		goto out;
 	}
+	if (READ_ONCE(vs->state) == VSO_ST_BINDING) {
+		long timeo = MAX_SCHEDULE_TIMEOUT;	/* another thread's bind(), which natively would hold the socket */
+
+		err = vso_wait_event(vs, sk, &timeo, vso_not_binding, 0, false);
+		if (err)
+			goto out;
+	}
 	spin_lock_bh(&vs->lock);
 	switch (vs->state) {
-	case VSO_ST_BINDING:
 	case VSO_ST_CONNECTING:
 	case VSO_ST_NATIVE:
 		spin_unlock_bh(&vs->lock);
@@ -373,7 +395,8 @@ int vso_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
 			err = vso_commit_connect(vs->row, sock, uaddr, len, flags);
 			goto out;
 		}
-		err = vso_pre_connect(sk, uaddr, len) ?: vso_connect_start(vs, sock, &addr, uaddr, len, flags);
+		err = vso_pre_connect(sk, uaddr, len) ?:
+		      vso_connect_start(vs, VSO_ST_BOUND, sock, &addr, uaddr, len, flags);
 		goto out;
 	case VSO_ST_GONE:
 		spin_unlock_bh(&vs->lock);

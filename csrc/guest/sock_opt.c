@@ -99,7 +99,7 @@ static int vso_opt_ask(struct vso_sock *vs, u16 type, const void *payload, u32 l
 {
 	int err;
 
-	if (mutex_lock_killable(&vs->opt_mutex))
+	if (mutex_lock_killable(&vs->req_mutex))
 		return -EINTR;
 	spin_lock_bh(&vs->lock);
 	vs->opt_buf = get;
@@ -113,7 +113,7 @@ static int vso_opt_ask(struct vso_sock *vs, u16 type, const void *payload, u32 l
 	spin_unlock_bh(&vs->lock);
 	if (!err)
 		err = -(int)vs->error;
-	mutex_unlock(&vs->opt_mutex);
+	mutex_unlock(&vs->req_mutex);
 	return err == -ENODEV ? 0 : err;	/* the connection died meanwhile, and the carrier took the option */
 }
 

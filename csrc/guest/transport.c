@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * transport.c - the virtio driver: rings, HELLO, the watchdog.
+ * transport.c - the virtio driver: carriers, HELLO, the watchdog.
  *
  * Carriers.  Two virtio ids bring our rings (vso_carriers): 26, which is virtiofs's, only where the tag in its config says that the rings
  * are ours (the probe answers -ENODEV otherwise and the driver core goes on to virtiofs); and 39, which no stock driver claims.
@@ -10,19 +10,11 @@
  * message that breaks the protocol, or from the watchdog when PINGs stay unanswered: every flow ends with ECONNRESET, and sockets are
  * native until a later HELLO, with a new epoch, is answered; the watchdog tries again at each tick.
  *
- * Sending.  Any context that may take tx_lock puts its message into the ring, or on txq when the ring is full; so order is the order of
- * tx_lock, and close() never waits. Writers are held back by credit and by VSO_TXQ_LIMIT, not here. Completed messages are collected when the
- * next one is sent and by the tasklet; interrupts for them are asked for only while txq waits.
- *
- * Receiving.  An interrupt schedules the pair's tasklet, which is the only reader of the to-driver ring. Big payloads keep their pages (the
- * socket queue takes them, fresh ones are posted), small ones are copied and the same pages are posted again.
- *
- * Lifetime.  remove mirrors probe backwards: no new flows (vso_the_dev cleared), flows ended, run cleared under each tx_lock,
- * device reset, tasklets killed, buffers taken back, rings deleted. What remains is memory that flows may still name: their references.
+ * Lifetime.  remove mirrors probe backwards: no new flows (vso_the_dev cleared), flows ended, rings closed to senders, device reset,
+ * tasklets killed, buffers taken back, rings deleted. What remains is memory that flows may still name: their references.
  */
 #include <linux/module.h>
 #include <linux/random.h>
-#include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
@@ -34,9 +26,6 @@
 #define VSO_VIRTIO_ID_GENERIC	39	/* the device type that QEMU's generic vhost-user device can be given */
 #define VSO_HELLO_WAIT		(2 * HZ)
 #define VSO_PINGS_MAX		3	/* unanswered ones that mean the device is gone */
-#define VSO_RX_BUDGET		128	/* messages before the tasklet lets others run */
-
-static_assert(PAGE_SIZE >= VSO_RX_MIN);	/* so each control message lies in the first page of its chain */
 
 static unsigned int vso_ping_secs = 5;
 module_param_named(ping_secs, vso_ping_secs, uint, 0444);
@@ -71,266 +60,6 @@ void vso_dev_put(struct vso_dev *dev)
 	}
 }
 
-/* ------------------------------------------------------------------------------------------------------------- sending */
-
-/**
- * vso_tx_new() - a message with its payload copied in
- * @vs: its flow, or NULL
- *
- * Return: the message, NULL without memory.
- */
-struct vso_tx *vso_tx_new(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp)
-{
-	struct vso_tx *tx = kzalloc(sizeof(*tx) + len, gfp);
-
-	if (!tx)
-		return NULL;
-	INIT_LIST_HEAD(&tx->list);
-	tx->truesize = sizeof(*tx) + len;
-	tx->hdr.type = cpu_to_le16(type);
-	tx->hdr.arg = cpu_to_le32(arg);
-	tx->hdr.len = cpu_to_le32(len);
-	if (len && payload)
-		memcpy(tx->body, payload, len);
-	if (vs) {
-		refcount_inc(&vs->ref);
-		tx->vs = vs;
-		tx->hdr.flow = cpu_to_le32(vs->flow);
-	}
-	return tx;
-}
-
-void vso_tx_free(struct vso_tx *tx)
-{
-	struct vso_frag *frag = (struct vso_frag *)tx->body;
-	struct vso_sock *vs = tx->vs;
-	int i;
-
-	for (i = 0; i < tx->frags; i++)
-		put_page(frag[i].page);
-	if (!tx->embedded)
-		kfree(tx);
-	if (vs)
-		vso_sock_put(vs);
-}
-
-/* put one message into the ring; the credit fields say what holds at this moment. Called under tx_lock. */
-static int vso_tx_add(struct vso_pair *pair, struct vso_tx *tx)
-{
-	struct vso_frag *frag = (struct vso_frag *)tx->body;
-	struct scatterlist sg[VSO_TX_FRAGS + 1];
-	struct vso_sock *vs = tx->vs;
-	u32 fwd = 0;
-	int i, err;
-
-	if (vs) {
-		fwd = READ_ONCE(vs->fwd_cnt);
-		tx->hdr.buf_alloc = cpu_to_le32(READ_ONCE(vs->buf_alloc));
-		tx->hdr.fwd_cnt = cpu_to_le32(fwd);
-	}
-	if (!tx->frags) {
-		sg_init_one(sg, &tx->hdr, sizeof(tx->hdr) + le32_to_cpu(tx->hdr.len));
-	} else {
-		sg_init_table(sg, tx->frags + 1);
-		sg_set_buf(sg, &tx->hdr, sizeof(tx->hdr));
-		for (i = 0; i < tx->frags; i++)
-			sg_set_page(&sg[i + 1], frag[i].page, frag[i].len, frag[i].off);
-	}
-	err = virtqueue_add_outbuf(pair->tx, sg, tx->frags + 1, tx, GFP_ATOMIC);
-	if (!err && vs)
-		WRITE_ONCE(vs->fwd_told, fwd);
-	return err;
-}
-
-/* collect what the device has read. Called under tx_lock. */
-static void vso_tx_reclaim(struct vso_pair *pair)
-{
-	struct vso_tx *tx;
-	unsigned int len;
-
-	while ((tx = virtqueue_get_buf(pair->tx, &len)))
-		vso_tx_free(tx);
-}
-
-/* move messages from txq to the ring. Called under tx_lock. Return: kick */
-static bool vso_tx_drain(struct vso_pair *pair)
-{
-	bool added = false;
-	struct vso_tx *tx;
-
-	vso_tx_reclaim(pair);
-	for (;;) {
-		while ((tx = list_first_entry_or_null(&pair->txq, struct vso_tx, list))) {
-			struct vso_sock *vs = tx->vs;	/* stays: only vso_tx_reclaim() frees, under our lock */
-
-			if (vso_tx_add(pair, tx))
-				break;
-			list_del_init(&tx->list);
-			added = true;
-			if (vs && atomic_sub_return(tx->truesize, &vs->queued) < VSO_TXQ_LIMIT)
-				vso_write_space(vs);
-		}
-		if (!tx) {
-			virtqueue_disable_cb(pair->tx);
-			return added;
-		}
-		/* full: an interrupt shall say when a good part of it has been read */
-		if (virtqueue_enable_cb_delayed(pair->tx))
-			return added;
-		vso_tx_reclaim(pair);
-	}
-}
-
-/**
- * vso_tx_submit() - send a message, in order
- *
- * Takes the message in every case. Return: 0; -EPIPE for DATA behind a SHUTDOWN or CLOSE of its flow; -ENODEV when the
- * device or the flow is gone.
- */
-int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx)
-{
-	struct vso_sock *vs = tx->vs;
-	u16 type = le16_to_cpu(tx->hdr.type);
-	bool kick = false;
-	int err = 0;
-
-	spin_lock_bh(&pair->tx_lock);
-	if (!pair->run || (!pair->dev->up && type != VSO_HELLO) || (vs && READ_ONCE(vs->dead))) {
-		err = -ENODEV;
-	} else if (vs && vs->fin_queued && type == VSO_DATA) {
-		err = -EPIPE;
-	} else {
-		if (type == VSO_SHUTDOWN || type == VSO_CLOSE)
-			vs->fin_queued = true;
-		if (vs)
-			atomic_add(tx->truesize, &vs->queued);
-		list_add_tail(&tx->list, &pair->txq);
-		if (vso_tx_drain(pair))
-			kick = virtqueue_kick_prepare(pair->tx);
-	}
-	spin_unlock_bh(&pair->tx_lock);
-	if (kick)
-		virtqueue_notify(pair->tx);
-	if (err)
-		vso_tx_free(tx);
-	return err;
-}
-
-/** vso_pong() - answer a PING, or send one */
-void vso_pong(struct vso_pair *pair, u16 type, u32 cookie)
-{
-	struct vso_tx *tx = vso_tx_new(NULL, type, 0, NULL, 0, GFP_ATOMIC);
-
-	if (!tx)
-		return;		/* the next one may have more luck; three in a row are needed to matter */
-	tx->hdr.cookie = cpu_to_le32(cookie);
-	vso_tx_submit(pair, tx);
-}
-
-/* ----------------------------------------------------------------------------------------------------------- receiving */
-
-/* 32 KiB is the largest order that the per-CPU page lists cache */
-static const u8 vso_rx_order[VSO_RX_PAGES] = { 3, 3, 0 };
-
-static struct page *vso_rx_page(unsigned int order)
-{
-	struct page *page = NULL;
-
-	if (order)
-		page = alloc_pages(GFP_ATOMIC | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY, order);
-	return page ?: alloc_page(GFP_ATOMIC | __GFP_NOWARN);
-}
-
-static void vso_rx_free(struct vso_rxbuf *buf)
-{
-	unsigned int i;
-
-	for (i = 0; i < VSO_RX_PAGES; i++)
-		if (buf->page[i])
-			put_page(buf->page[i]);
-	kfree(buf);
-}
-
-/* post a chain, new (NULL) or used, with fresh pages where they were taken. Return: false without memory, and the chain is gone */
-static bool vso_rx_post(struct vso_pair *pair, struct vso_rxbuf *buf)
-{
-	struct scatterlist sg[VSO_RX_PAGES];
-	unsigned int i;
-
-	if (!buf)
-		buf = kzalloc(sizeof(*buf), GFP_ATOMIC | __GFP_NOWARN);
-	if (!buf)
-		return false;
-	sg_init_table(sg, VSO_RX_PAGES);
-	for (i = 0; i < VSO_RX_PAGES; i++) {
-		if (!buf->page[i])
-			buf->page[i] = vso_rx_page(vso_rx_order[i]);
-		if (!buf->page[i])
-			goto fail;
-		sg_set_page(&sg[i], buf->page[i], page_size(buf->page[i]), 0);
-	}
-	if (virtqueue_add_inbuf(pair->rx, sg, VSO_RX_PAGES, buf, GFP_ATOMIC))
-		goto fail;
-	pair->rx_posted++;
-	return true;
-fail:
-	vso_rx_free(buf);
-	return false;
-}
-
-static bool vso_rx_fill(struct vso_pair *pair)
-{
-	bool posted = false;
-
-	while (pair->rx_posted < pair->rx_target) {
-		if (!vso_rx_post(pair, NULL)) {
-			/* the watchdog's next tick tries again; with buffers left, so does the next message */
-			WRITE_ONCE(pair->dev->starved, true);
-			break;
-		}
-		posted = true;
-	}
-	return posted;
-}
-
-static void vso_pair_serve(struct tasklet_struct *tasklet)
-{
-	struct vso_pair *pair = from_tasklet(pair, tasklet, tasklet);
-	unsigned int used, budget = VSO_RX_BUDGET;
-	bool kick = false, again = false;
-	struct vso_rxbuf *buf;
-
-	virtqueue_disable_cb(pair->rx);
-	for (;;) {
-		while (budget && (buf = virtqueue_get_buf(pair->rx, &used))) {
-			budget--;
-			pair->rx_posted--;
-			vso_rx(pair, buf, used);
-			kick |= vso_rx_post(pair, buf);
-		}
-		if (!budget) {
-			again = true;
-			break;
-		}
-		if (virtqueue_enable_cb(pair->rx))
-			break;
-		virtqueue_disable_cb(pair->rx);
-	}
-	kick |= vso_rx_fill(pair);
-	if (kick)
-		virtqueue_kick(pair->rx);
-
-	kick = false;
-	spin_lock(&pair->tx_lock);
-	if (pair->run && vso_tx_drain(pair))
-		kick = virtqueue_kick_prepare(pair->tx);
-	spin_unlock(&pair->tx_lock);
-	if (kick)
-		virtqueue_notify(pair->tx);
-	if (again)
-		tasklet_schedule(&pair->tasklet);
-}
-
 static void vso_vq_callback(struct virtqueue *vq)
 {
 	struct vso_dev *dev = vq->vdev->priv;
@@ -351,21 +80,6 @@ static void vso_dev_set_up(struct vso_dev *dev, bool up)
 		if (!i)
 			WRITE_ONCE(dev->up, up);
 		spin_unlock_bh(&pair->tx_lock);
-	}
-}
-
-/* forget what waits for ring space */
-static void vso_txq_purge(struct vso_pair *pair)
-{
-	struct vso_tx *tx, *next;
-	LIST_HEAD(purge);
-
-	spin_lock_bh(&pair->tx_lock);
-	list_splice_init(&pair->txq, &purge);
-	spin_unlock_bh(&pair->tx_lock);
-	list_for_each_entry_safe(tx, next, &purge, list) {
-		list_del_init(&tx->list);
-		vso_tx_free(tx);
 	}
 }
 
@@ -458,14 +172,7 @@ static void vso_watchdog(struct work_struct *work)
 			tasklet_schedule(&dev->pair[i].tasklet);
 	}
 	if (!READ_ONCE(dev->up)) {
-		struct vso_pair *pair = &dev->pair[0];
-		bool idle;
-
-		spin_lock_bh(&pair->tx_lock);
-		vso_tx_reclaim(pair);
-		idle = list_empty(&pair->txq) && pair->tx->num_free == virtqueue_get_vring_size(pair->tx);
-		spin_unlock_bh(&pair->tx_lock);
-		if (idle)
+		if (vso_pair_idle(&dev->pair[0]))
 			vso_hello_send(dev);
 	} else if (READ_ONCE(dev->unanswered) >= VSO_PINGS_MAX) {
 		dev_warn(&dev->vdev->dev, "no answer to %u PINGs: offloaded sockets are reset, new ones are native\n",
@@ -539,20 +246,8 @@ static int vso_rings_up(struct vso_dev *dev)
 	err = vso_find_vqs(dev->vdev, dev->nr_pairs, vqs);
 	if (err)
 		return err;
-	for (i = 0; i < dev->nr_pairs; i++) {
-		struct vso_pair *pair = &dev->pair[i];
-
-		pair->rx = vqs[2 * i];
-		pair->tx = vqs[2 * i + 1];
-		pair->rx_posted = 0;
-		pair->rx_target = min_t(unsigned int, virtqueue_get_vring_size(pair->rx) / VSO_RX_PAGES,
-					VSO_RX_BUFFERS);
-		vso_rx_fill(pair);	/* nothing runs the tasklet before virtio_device_ready() */
-		spin_lock_bh(&pair->tx_lock);
-		virtqueue_disable_cb(pair->tx);
-		pair->run = true;
-		spin_unlock_bh(&pair->tx_lock);
-	}
+	for (i = 0; i < dev->nr_pairs; i++)
+		vso_pair_start(&dev->pair[i], vqs[2 * i], vqs[2 * i + 1]);
 	virtio_device_ready(dev->vdev);
 	for (i = 0; i < dev->nr_pairs; i++)
 		virtqueue_kick(dev->pair[i].rx);
@@ -563,29 +258,16 @@ static int vso_rings_up(struct vso_dev *dev)
 
 static void vso_rings_down(struct vso_dev *dev)
 {
-	struct vso_rxbuf *buf;
-	struct vso_tx *tx;
 	unsigned int i;
 
 	WRITE_ONCE(dev->stopping, true);
 	cancel_delayed_work_sync(&dev->watchdog);
 	vso_dev_down(dev);
-	for (i = 0; i < dev->nr_pairs; i++) {
-		spin_lock_bh(&dev->pair[i].tx_lock);
-		dev->pair[i].run = false;
-		spin_unlock_bh(&dev->pair[i].tx_lock);
-	}
+	for (i = 0; i < dev->nr_pairs; i++)
+		vso_pair_close(&dev->pair[i]);
 	virtio_reset_device(dev->vdev);
-	for (i = 0; i < dev->nr_pairs; i++) {
-		struct vso_pair *pair = &dev->pair[i];
-
-		tasklet_kill(&pair->tasklet);
-		while ((buf = virtqueue_detach_unused_buf(pair->rx)))
-			vso_rx_free(buf);
-		while ((tx = virtqueue_detach_unused_buf(pair->tx)))
-			vso_tx_free(tx);
-		vso_txq_purge(pair);
-	}
+	for (i = 0; i < dev->nr_pairs; i++)
+		vso_pair_stop(&dev->pair[i]);
 	cancel_work_sync(&dev->down_work);	/* only now: the tasklets schedule it */
 	dev->vdev->config->del_vqs(dev->vdev);
 }
@@ -625,14 +307,8 @@ static int vso_probe(struct virtio_device *vdev)
 	init_waitqueue_head(&dev->hello_wait);
 	INIT_DELAYED_WORK(&dev->watchdog, vso_watchdog);
 	INIT_WORK(&dev->down_work, vso_down_work);
-	for (i = 0; i < pairs; i++) {
-		struct vso_pair *pair = &dev->pair[i];
-
-		pair->dev = dev;
-		spin_lock_init(&pair->tx_lock);
-		INIT_LIST_HEAD(&pair->txq);
-		tasklet_setup(&pair->tasklet, vso_pair_serve);
-	}
+	for (i = 0; i < pairs; i++)
+		vso_pair_init(&dev->pair[i], dev);
 	vdev->priv = dev;
 
 	mutex_lock(&vso_the_dev_mutex);

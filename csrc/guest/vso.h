@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, proc.c shows
+ * operations, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -21,13 +21,13 @@
  * Locks, outer to inner; each names what it guards:
  *
  *   vso_sock.recv_mutex   the readers' side of rxq: taken while bytes are copied to user memory, never while waiting. recv blocks only recv
- *   vso_sock.opt_mutex    one socket option request on its way at a time
+ *   vso_sock.req_mutex    one LISTEN or option request of a socket on its way at a time (BIND and CONNECT have a state)
  *   vso_pair.tx_lock      (bh) the from-driver ring, txq, vso_sock.fin_queued: the order of the messages of a flow
  *   vso_sock.lock         (bh) everything else in struct vso_sock that changes
  *   the sock's wait queue
  *
  * lock_sock() is never held around any of these while something sleeps, and nothing of ours waits for the device under any lock
- * but opt_mutex (and that delays only other option calls on the same socket).
+ * but req_mutex (and that delays only other such calls on the same socket).
  */
 #ifndef VSO_H
 #define VSO_H
@@ -91,7 +91,7 @@ struct vso_row {
 int vso_hook_install(void);
 const struct vso_row *vso_row_find(int family, int type, int protocol);
 
-/* --------------------------------------------------------------------------------------------------------- transport.c */
+/* --------------------------------------------------------------------------------------------------------- pair.c, transport.c */
 
 struct vso_dev;
 struct vso_sock;
@@ -193,6 +193,12 @@ void vso_dev_put(struct vso_dev *dev);
 struct vso_tx *vso_tx_new(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp);
 int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx);
 void vso_tx_free(struct vso_tx *tx);
+void vso_txq_purge(struct vso_pair *pair);
+void vso_pair_init(struct vso_pair *pair, struct vso_dev *dev);
+void vso_pair_start(struct vso_pair *pair, struct virtqueue *rx, struct virtqueue *tx);
+bool vso_pair_idle(struct vso_pair *pair);
+void vso_pair_close(struct vso_pair *pair);
+void vso_pair_stop(struct vso_pair *pair);
 void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 len);
 void vso_pong(struct vso_pair *pair, u16 type, u32 cookie);
 void vso_dev_broken(struct vso_dev *dev, const char *why);
@@ -302,7 +308,7 @@ struct vso_sock {
 	bool answered;
 	u32 verdict, error;
 
-	struct mutex opt_mutex;
+	struct mutex req_mutex;
 	struct list_head deferred;	/* options set while connecting: sent when connected */
 	u32 opt_len;
 	u8 *opt_buf;

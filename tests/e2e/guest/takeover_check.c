@@ -306,15 +306,14 @@ static void fast_open_sends_with_the_connect(void)
 
 /* many threads decide about one socket at once: one connection comes of it, and every call returns */
 static int race_fd;
-static volatile int race_go;
+static pthread_barrier_t race_start;
 
 static void *race_thread(void *arg)
 {
 	struct addr lo = address("127.0.0.1", "9");
 	char c;
 
-	while (!race_go)
-		;
+	pthread_barrier_wait(&race_start);
 	switch ((long)arg % 5) {
 	case 0: connect(race_fd, (void *)&peer.ss, peer.len); break;
 	case 1: connect(race_fd, (void *)&native.ss, native.len); break;
@@ -327,15 +326,14 @@ static void *race_thread(void *arg)
 
 static void threads_that_race_for_one_socket_all_return(void)
 {
+	MUST(pthread_barrier_init(&race_start, NULL, 10) == 0);
 	for (int round = 0; round < 150; round++) {
 		pthread_t t[10];
 
-		race_go = 0;
 		race_fd = socket(AF_INET, SOCK_STREAM | (round & 1 ? SOCK_NONBLOCK : 0), 0);
 		MUST(race_fd >= 0);
 		for (long i = 0; i < 10; i++)
 			MUST(pthread_create(&t[i], NULL, race_thread, (void *)(i + round)) == 0);
-		race_go = 1;
 		for (int i = 0; i < 10; i++)
 			pthread_join(t[i], NULL);
 		close(race_fd);
