@@ -243,7 +243,9 @@ static int vso_rings_up(struct vso_dev *dev)
 	int err;
 
 	WRITE_ONCE(dev->stopping, false);
-	err = vso_find_vqs(dev->vdev, dev->nr_pairs, vqs);
+	/* not every carrier says how many rings there are: too many are EINVAL or ENOENT (virtio_pci_modern), and nothing was enabled */
+	while ((err = vso_find_vqs(dev->vdev, dev->nr_pairs, vqs)) && (err == -EINVAL || err == -ENOENT) && dev->nr_pairs > 1)
+		dev->nr_pairs--;
 	if (err)
 		return err;
 	for (i = 0; i < dev->nr_pairs; i++)
@@ -274,7 +276,6 @@ static void vso_rings_down(struct vso_dev *dev)
 
 static int vso_probe(struct virtio_device *vdev)
 {
-	struct virtqueue *vqs[2 * VSO_PAIRS_MAX];
 	unsigned int pairs, i;
 	struct vso_dev *dev;
 	int err;
@@ -289,12 +290,6 @@ static int vso_probe(struct virtio_device *vdev)
 	if (!pairs) {
 		dev_err(&vdev->dev, "%d ring is not a pair: give the device 2, 4, ... rings\n", err);
 		return -EINVAL;
-	}
-	if (vdev->id.device == VSO_VIRTIO_ID_GENERIC) {
-		for (; pairs > 1 && vso_find_vqs(vdev, pairs, vqs); pairs--)
-			;
-		if (pairs > 1)
-			vdev->config->del_vqs(vdev);
 	}
 	dev = kzalloc(struct_size(dev, pair, pairs), GFP_KERNEL);
 	if (!dev)
