@@ -125,7 +125,10 @@ class OffloadDriver:
                 queue.submit(readable, writable)
                 return
             except (RingFull, MemoryError):
-                self.wait(lambda: queue.used_idx != queue._used_next, TIMEOUT, "room in a ring from the driver")
+                if not queue.in_flight:
+                    raise  # it will never fit
+            # step() collects; that is what makes room
+            self.wait(lambda full=queue.in_flight: queue.in_flight < full, TIMEOUT, "room in a ring")  # type: ignore[misc]
 
     def step(self) -> int:
         """Take what the device has completed; never blocks. The number of messages."""
