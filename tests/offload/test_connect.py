@@ -134,9 +134,9 @@ def test_close_during_connect_cancels_on_the_host(make_guest: MakeGuest, caplog:
     guest = make_guest(TO_LOOPBACK)
     with FullBacklog() as full:
         flow, _ = guest.open(lib.VSO_CONNECT, pack_open(f"tcp://10.0.0.5:{port_of(full.listener)}"))
-        guest.until(lambda: guest.device._connecting == 1)
+        guest.until(lambda: len(guest.device._connecting) == 1)
         flow.close()
-        guest.until(lambda: guest.device._connecting == 0)
+        guest.until(lambda: len(guest.device._connecting) == 0)
     assert not guest.device._flows
     assert "cancelled by the guest" in caplog.text
 
@@ -238,7 +238,7 @@ def test_unix_socket_with_a_full_backlog_is_reached_when_there_is_room(make_gues
         listener.listen(0)
         first.connect(str(tmp_path / "busy"))
         flow, cookie = guest.open(lib.VSO_CONNECT, pack_open("tcp://10.0.0.5:5432"))
-        guest.until(lambda: guest.device._connecting == 1)
+        guest.until(lambda: len(guest.device._connecting) == 1)
         accept(listener).close()
         guest.finish(flow, cookie)
         with accept(listener) as server:

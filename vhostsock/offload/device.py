@@ -78,8 +78,9 @@ class OffloadDevice(Device):
         self._engine: Engine | None = None
         self._last_stats = Stats()
         self._flows: dict[int, Flow] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._connecting = 0
+        self._tasks: set[asyncio.Task[None]] = set()  # all of ours that are not done
+        self._connecting: set[asyncio.Task[None]] = set()  # of those, that have not answered their request
+        self._serving: set[asyncio.Task[None]] = set()  # and that serve a connection in this process
         self._listeners = Listeners()
         self._queues: dict[int, Queue] = {}
         Engine(**self._limits).close()  # complains about a limit now, not when a front-end comes
@@ -196,13 +197,12 @@ class OffloadDevice(Device):
                           partial(self._reset_flow, flow), self._settle)  # fmt: skip
         if wanted.flags & lib.VSO_OPEN_ADDR_ONLY:
             self._open_datagram(flow, decision, request)
-        elif self._connecting >= self._max_pending or len(self._tasks) >= self._max_tasks:
-            text = f"ENOBUFS: {self._connecting} connections are being made, {len(self._tasks) - self._connecting} served"
+        elif (making := len(self._connecting)) >= self._max_pending or making + len(self._serving) >= self._max_tasks:
+            text = f"ENOBUFS: {making} connections are being made, {len(self._serving)} served"
             self._refuse(flow, _OFFLOAD, errno.ENOBUFS, text, logging.WARNING)
         else:
-            self._connecting += 1
             flow.task = asyncio.get_running_loop().create_task(self._make(flow, decision, request))
-            self._keep(flow.task)
+            self._keep(flow.task, self._connecting)
             flow.task.add_done_callback(partial(self._made, flow))
 
     def _opened(self, event: Event) -> tuple[Flow, abi.Open] | None:
@@ -233,8 +233,13 @@ class OffloadDevice(Device):
         what = f"offload {decision.handler} -> {decision.target}"
         why = f"({decision.why})"
         try:
-            async with asyncio.timeout(decision.connect_timeout):
-                connection = await self._handlers[decision.handler].connect(request)
+            try:
+                async with asyncio.timeout(decision.connect_timeout):
+                    connection = await self._handlers[decision.handler].connect(request)
+            finally:
+                # before the answer: the guest may have it, and the next request here, before this task is seen to be done
+                if flow.task:
+                    self._connecting.discard(flow.task)
             self._adopt(flow, connection)
         except OSError as error:
             code = guest_errno(error)
@@ -246,7 +251,6 @@ class OffloadDevice(Device):
             self._say(flow, f"{what} {why} {1000 * self._age(flow):.1f} ms")
 
     def _made(self, flow: Flow, task: asyncio.Task[None]) -> None:
-        self._connecting -= 1
         if flow.task is task and task.cancelled():  # not by us: the handler cancelled itself, and the guest waits
             self._refuse(flow, _OFFLOAD, errno.ECONNABORTED, "ECONNABORTED: its handler was cancelled", logging.WARNING)
 
@@ -254,7 +258,7 @@ class OffloadDevice(Device):
         """Hand a connection to the engine. OSError: it did not take it, and the request was answered with that."""
         assert self._engine is not None
         if connection.task:
-            self._keep(connection.task)
+            self._keep(connection.task, self._serving)
         try:
             taken = self._engine.connected(flow.handle, connection.detach(), str(connection.local), str(connection.peer))
         except OSError:
@@ -393,9 +397,10 @@ class OffloadDevice(Device):
             self._listeners.ended(flow.listener)
             flow.listener = None
 
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _keep(self, task: asyncio.Task[None], kind: set[asyncio.Task[None]]) -> None:
+        for tasks in (self._tasks, kind):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
 
 _ANSWERS: Final[Mapping[str, Callable[[OffloadDevice, Event], None]]] = {
