@@ -33,6 +33,7 @@ from .errors import FrontendError, RequestError, UsageError
 from .memory import MemoryMap
 from .proto import Session, SessionConfig, events, wire
 from .proto.features import DEVICE_FEATURES, IMPLEMENTED_PROTOCOL, RING_FEATURES, ProtocolFeature, VirtioFeature, names
+from .recording import Tap
 
 __all__ = ["Backend", "session_config"]
 
@@ -70,11 +71,12 @@ class _Ring:
 
 
 class Backend:
-    """Serve one connected socket: ``await Backend(device, sock).serve()``. Owns the socket."""
+    """Serve one connected socket: ``await Backend(device, sock).serve()``. Owns the socket; ``tap`` hears what goes over it."""
 
-    def __init__(self, device: Device, sock: socket.socket) -> None:
+    def __init__(self, device: Device, sock: socket.socket, tap: Tap | None = None) -> None:
         self._device = device
         self._sock = sock
+        self._tap = tap or Tap()
         self._loop = asyncio.get_running_loop()
         self._session = Session(session_config(device))
         self._memory = MemoryMap.empty()
@@ -87,24 +89,35 @@ class Backend:
 
     async def serve(self) -> None:
         """Until the front-end leaves. Raises FrontendError when it broke the protocol, OSError when the socket failed."""
+        reason = "this back-end stopped"
+        self._tap.connected(self._session.config)
         try:
             self._sock.setblocking(False)
             self._device._config_listener = self._config_changed
             await self._device.connected()
             while True:
                 data, fds, truncated = await self._receive(self._session.wanted)
+                self._tap.received(data, fds)
                 event = self._session.receive(data, fds, truncated=truncated)
                 if not data:
+                    reason = "front-end closed the connection"
                     return
                 if event:
                     await self._carry_out(event)
                 output = self._session.take_output()
                 if output:
+                    self._tap.sent(output)
                     await self._loop.sock_sendall(self._sock, output)
                 # None of the above has to wait while the front-end goes on sending: let the others have their turn.
                 await asyncio.sleep(0)
+        except Exception as error:
+            reason = f"session ended: {error}"
+            raise
         finally:
-            await _to_the_end(self._close())
+            try:
+                await _to_the_end(self._close())
+            finally:
+                self._tap.ended(reason)
 
     # ---- the socket
 
@@ -138,6 +151,7 @@ class Backend:
             with contextlib.suppress(OSError):
                 message = wire.pack(wire.BackendRequest.CONFIG_CHANGE_MSG, wire.REQUEST_FLAGS)
                 self._channel.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._tap.sent_on_channel(message)
 
     # ---- events
 
@@ -306,6 +320,7 @@ class Backend:
         for ring in ready:
             self._device.queue_started(ring.queue)
             ring.attached = True
+            self._tap.noted(f"ring {ring.queue.index} started")
 
     async def _detach(self, ring: _Ring) -> None:
         if not ring.attached:
@@ -315,6 +330,7 @@ class Backend:
             await self._device.queue_draining(ring.queue)
         finally:  # also when this task is cancelled: a data plane must never see its vring stop
             self._device.queue_stopped(ring.queue)
+            self._tap.noted(f"ring {ring.queue.index} stopped")
 
     async def _stop(self, ring: _Ring) -> None:
         await self._detach(ring)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from .errors import UsageError, VhostsockError
 
 if TYPE_CHECKING:
     from .device import Device
+    from .recording import Tap
 
 __all__ = ["COMMANDS", "DEVICES", "main"]
 
@@ -107,6 +109,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
             " service manager passes (LISTEN_FDS)",
         )
         levels = ("debug", "info", "warning", "error")
+        device.add_argument("--record", metavar="FILE", help="record every message to FILE, for 'vhostsock trace'")
         device.add_argument("--log-level", choices=levels, default="info", help="what to tell on stderr, default info")
         row.add_arguments(device)
 
@@ -114,18 +117,22 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 def _serve(options: argparse.Namespace) -> None:
     import uvloop
 
+    from .recording import Recorder, Tap
+
     logging.basicConfig(level=options.log_level.upper(), format="vhostsock: %(levelname)s: %(message)s", stream=sys.stderr)
     fd = _passed_fd() if options.socket_path is None and options.fd is None else options.fd
     device = DEVICES[options.device].make(options)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve_device(device, options.socket_path, fd))
+    with contextlib.ExitStack() as stack:
+        tap = stack.enter_context(Recorder(options.record)) if options.record is not None else Tap()
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        runner.run(_serve_device(device, options.socket_path, fd, tap))
 
 
-async def _serve_device(device: Device, path: str | None, fd: int | None) -> None:
+async def _serve_device(device: Device, path: str | None, fd: int | None, tap: Tap) -> None:
     from .server import Server
 
     loop = asyncio.get_running_loop()
-    async with Server(device, path=path, fd=fd) as server:
+    async with Server(device, path=path, fd=fd, tap=tap) as server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
         loop.add_signal_handler(signal.SIGUSR1, device.report)
@@ -144,8 +151,24 @@ def _passed_fd() -> int:
     return FIRST_PASSED_FD
 
 
+def _trace_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="what 'vhostsock serve ... --record FILE' has written, or is writing")
+
+
+def _trace(options: argparse.Namespace) -> None:
+    from .trace import trace
+
+    try:
+        for line in trace(options.file):
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:  # into head(1), say; the interpreter would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 COMMANDS = {
     "serve": Command("serve a device to QEMU", _serve_arguments, _serve),
+    "trace": Command("print a recorded session, one line a message", _trace_arguments, _trace),
     "qemu-args": Command(
         "print the QEMU arguments that attach a served device", qemu.add_arguments, lambda options: print(qemu.run(options))
     ),

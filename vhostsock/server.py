@@ -20,6 +20,7 @@ from typing import Self
 from .backend import Backend, session_config
 from .device import Device
 from .errors import FrontendError, UsageError
+from .recording import Tap
 
 __all__ = ["Server"]
 
@@ -37,6 +38,8 @@ class Server:
     sock    a listening Unix socket, or a connected one
     fd      the same as a descriptor, which the server takes over
 
+    tap: told of everything that goes over the connections, for example a ``Recorder`` (recording.py).
+
     ``async with Server(...)`` listens from entry to exit; ``serve_forever`` returns when ``stop`` is called, or when the one
     connection of a connected socket ends. UsageError: the device cannot be served as it is, or the arguments are wrong. OSError
     (EADDRINUSE and others, with a text that says what to do): the path cannot be listened on.
@@ -49,6 +52,7 @@ class Server:
         path: str | os.PathLike[str] | None = None,
         sock: socket.socket | None = None,
         fd: int | None = None,
+        tap: Tap | None = None,
     ) -> None:
         if sum(given is not None for given in (path, sock, fd)) != 1:
             raise UsageError("a Server needs exactly one of path, sock and fd")
@@ -56,6 +60,7 @@ class Server:
         if not any(getattr(type(device), name) is not getattr(Device, name) for name in _DATA_HANDLERS):
             raise UsageError(f"{type(device).__name__} overrides none of {', '.join(_DATA_HANDLERS)}")
         self._device = device
+        self._tap = tap
         self._path = os.fspath(path) if path is not None else None
         if sock is not None:
             _check_state(sock)
@@ -141,7 +146,7 @@ class Server:
     async def _serve(self, sock: socket.socket) -> None:
         log.info("front-end connected")
         try:
-            await Backend(self._device, sock).serve()
+            await Backend(self._device, sock, self._tap).serve()
         except FrontendError as error:
             log.error("the front-end broke the protocol, session ended: %s", error)
         except OSError as error:

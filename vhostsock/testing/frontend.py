@@ -27,6 +27,7 @@ from ..errors import VhostsockError
 from ..proto import wire
 from ..proto.features import ProtocolFeature, VirtioFeature
 from ..proto.wire import Request
+from ..recording import Tap
 from ..server import Server
 from .driver import DriverQueue, GuestMemory, Region
 
@@ -353,16 +354,16 @@ def _wire_region(region: Region) -> dict[str, int]:
 
 @contextlib.asynccontextmanager
 async def attach(
-    device: Device, *, negotiated: bool = True, started: bool = True, **options: Any
+    device: Device, *, negotiated: bool = True, started: bool = True, tap: Tap | None = None, **options: Any
 ) -> AsyncIterator[Frontend]:
     """Serve ``device`` to a new Frontend (whose options these are) over a socket pair.
 
-    negotiated: it has done its handshake; started: and its start. On exit the front-end goes first, and the server has given
-    everything back when this returns.
+    negotiated: it has done its handshake; started: and its start; tap: the server's. On exit the front-end goes first, and the
+    server has given everything back when this returns.
     """
     ours, theirs = socket.socketpair()
     options.setdefault("queues", device.num_queues)
-    async with Server(device, sock=ours) as server, Frontend(theirs, config=device.has_config, **options) as frontend:
+    async with Server(device, sock=ours, tap=tap) as server, Frontend(theirs, config=device.has_config, **options) as frontend:
         if negotiated:
             await frontend.handshake()
             if started:
