@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "DEVICES", "main"]
 
+CAPABILITIES = "--print-capabilities"
 FIRST_PASSED_FD = 3  # where a service manager puts the sockets it listened on (sd_listen_fds(3))
 
 
 class Served(NamedTuple):
-    """A device that ``serve`` can serve."""
+    """A device that ``serve`` can serve. None of its own arguments is required (see ``_capabilities_of``)."""
 
     help: str
     make: Callable[[argparse.Namespace], Device]
@@ -108,6 +110,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
             help="use descriptor N: a listening or a connected Unix socket. Without --socket-path and --fd: the socket that a"
             " service manager passes (LISTEN_FDS)",
         )
+        device.add_argument(CAPABILITIES, action="store_true", help="print as JSON what this back-end can do, and exit")
         levels = ("debug", "info", "warning", "error")
         device.add_argument("--record", metavar="FILE", help="record every message to FILE, for 'vhostsock trace'")
         device.add_argument("--log-level", choices=levels, default="info", help="what to tell on stderr, default info")
@@ -138,6 +141,20 @@ async def _serve_device(device: Device, path: str | None, fd: int | None, tap: T
         loop.add_signal_handler(signal.SIGUSR1, device.report)
         print(f"listening on {server.address}", flush=True)
         await server.serve_forever()
+
+
+def _capabilities_of(argv: Sequence[str]) -> str | None:
+    """What "serve DEVICE ... --print-capabilities" prints, None for any other command line.
+
+    The vhost-user document, "Backend program conventions": all other options are to be ignored, so they may even be wrong; that
+    is why argparse is not asked. ``features`` lists the device's own options, as QEMU's vhost-user.json does for its devices.
+    """
+    if len(argv) < 3 or argv[0] != "serve" or argv[1] not in DEVICES or CAPABILITIES not in argv[2:]:
+        return None
+    parser = argparse.ArgumentParser(add_help=False)
+    DEVICES[argv[1]].add_arguments(parser)
+    options = vars(parser.parse_args([]))
+    return json.dumps({"type": argv[1], "features": sorted(name.replace("_", "-") for name in options)})
 
 
 def _passed_fd() -> int:
@@ -188,6 +205,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    capabilities = _capabilities_of(argv)
+    if capabilities is not None:
+        print(capabilities)
+        return 0
     options = _parser().parse_args(argv)
     try:
         COMMANDS[options.command].run(options)

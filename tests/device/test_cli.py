@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -134,9 +135,26 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     assert (status, text.count("\n")) == (1, 1)
 
 
+@pytest.mark.parametrize("others", [(), ("--fd", "no number"), ("--socket-path", "/no/such/x", "--unknown")])
+@pytest.mark.parametrize("device", DEVICES)
+def test_capabilities_are_printed_whatever_else_is_on_the_command_line(device: str, others: tuple[str, ...]) -> None:
+    command = [*COMMAND, "serve", device, *others, "--print-capabilities"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    capabilities = json.loads(done.stdout)
+    assert capabilities == {"type": device, "features": ["name", "pairs", "policy"] if device == "offload" else []}
+
+
+def test_a_capability_is_an_option() -> None:
+    usage = subprocess.run([*COMMAND, "serve", "offload", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*COMMAND, "serve", "offload", "--print-capabilities"], capture_output=True, timeout=60, check=True)
+    assert all(f"--{feature} " in usage.stdout for feature in json.loads(done.stdout)["features"])
+
+
 def test_a_wrong_command_line_is_status_2() -> None:
     assert failing("serve")[0] == 2
     assert failing("serve", "nothing")[0] == 2
+    assert failing("serve", "--print-capabilities")[0] == 2
     assert failing("serve", "rng", "--socket-path", "x", "--fd", "3")[0] == 2
     status, text = failing("qemu-args", "--socket-path", "x", "--pairs", "0")
     assert status == 2
