@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Which sockets the module takes, what it gives back, what is left without the device: guest/{takeover,gone}_check.c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.site import Site, site
+from tests.e2e.vm import wait_until
+
+
+@pytest.mark.parametrize(("pairs", "smp"), [(1, "1"), (2, "2")], ids=["one processor", "two processors, two ring pairs"])
+def test_takeover_claims_hold(initramfs: str, tmp_path: Path, pairs: int, smp: str) -> None:
+    with site(tmp_path, initramfs, "--smp", smp, pairs=pairs) as place:
+        place.check("takeover_check 10.0.0.5 7000 fd00::5 7000 192.0.2.1")
+        place.check("stream_check 10.0.0.5 7000 7001 10.66.0.0 80 13")
+        assert not place.hwsock()
+        wait_until(lambda: place.backend.stats("vm1")["flows"] == 0, "the device has no flow")
+
+
+def _unplug(place: Site) -> None:
+    place.vm.unplug()
+
+
+def _kill(place: Site) -> None:
+    place.backend.process.kill()
+    place.backend.process.wait()
+
+
+@pytest.mark.parametrize("take_away", [_unplug, _kill], ids=["unplugged", "back-end killed"])
+def test_everybody_who_waits_hears_that_the_device_is_gone(
+    initramfs: str, tmp_path: Path, take_away: Callable[[Site], None]
+) -> None:
+    with site(tmp_path, initramfs, "--append", "virtio_socket.ping_secs=1") as place:
+        checking = place.vm.start("gone_check 10.0.0.5 7000 >/tmp/gone", timeout=120)
+        wait_until(lambda: "ready" in place.vm.run("cat /tmp/gone; true").text, "the program blocks")
+        take_away(place)
+        result = checking.wait(check=False)
+        claims = place.vm.run("cat /tmp/gone").text
+        assert result.status == 0, claims
+        assert "not ok" not in claims
