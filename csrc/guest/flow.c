@@ -229,7 +229,7 @@ void vso_write_space(struct vso_sock *vs)
 }
 
 /**
- * vso_flow_open() - take an id for an opening request that follows
+ * vso_flow_open() - take an id for an opening request that follows; then call vso_flow_opened()
  *
  * Return: 0, -ENOMEM, -ENFILE when 2^31 flows are open.
  */
@@ -249,8 +249,26 @@ int vso_flow_open(struct vso_sock *vs)
 	spin_lock_bh(&vs->lock);
 	vs->flow = id;
 	vs->flow_open = true;
+	vs->opening = true;
 	spin_unlock_bh(&vs->lock);
 	return 0;
+}
+
+/**
+ * vso_flow_opened() - the opening request is in the ring, or will never be
+ *
+ * Sends the CLOSE that somebody wanted meanwhile: shutdown() in another thread, before the flow was open or since.
+ */
+void vso_flow_opened(struct vso_sock *vs)
+{
+	bool unwanted;
+
+	spin_lock_bh(&vs->lock);
+	vs->opening = false;
+	unwanted = vs->close_wanted || vs->state == VSO_ST_CLOSED || vs->state == VSO_ST_GONE;
+	spin_unlock_bh(&vs->lock);
+	if (unwanted)
+		vso_flow_close(vs, VSO_CLOSE_ABORT);
 }
 
 /** vso_flow_forget() - the flow ended on both sides: its id is free. Once only; later calls find nothing. */
@@ -280,7 +298,8 @@ void vso_flow_close(struct vso_sock *vs, u32 arg)
 	bool send;
 
 	spin_lock_bh(&vs->lock);
-	send = vs->flow_open && !vs->closing;
+	vs->close_wanted |= vs->opening;
+	send = vs->flow_open && !vs->closing && !vs->opening;
 	if (send) {
 		vs->closing = true;
 		complete_all(&vs->done);	/* answers that come now are ignored: who waits for one shall not */
@@ -316,6 +335,11 @@ int vso_flow_request(struct vso_sock *vs, u16 type, u32 arg, const void *payload
 	if (!tx)
 		return -ENOMEM;
 	spin_lock_bh(&vs->lock);
+	if (vs->closing) {
+		spin_unlock_bh(&vs->lock);
+		vso_tx_free(tx);
+		return -ENODEV;		/* its answer would be ignored */
+	}
 	vs->answered = false;
 	reinit_completion(&vs->done);
 	tx->hdr.cookie = cpu_to_le32(++vs->cookie);

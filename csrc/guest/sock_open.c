@@ -136,6 +136,8 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 	err = vso_flow_request(vs, type, 0, buf, p - buf);
 	if (err && opened)
 		vso_flow_forget(vs);
+	if (opened)
+		vso_flow_opened(vs);
 out:
 	kfree(buf);
 	return err;

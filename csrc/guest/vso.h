@@ -269,6 +269,8 @@ struct vso_sock {
 	struct socket *sock;		/* NULL before accept and after detach, as sk */
 	struct sock *sk;
 	bool flow_open;			/* the device knows the flow: CLOSE is due */
+	bool opening;			/* the opening request is being made: CLOSE must not overtake it */
+	bool close_wanted;		/* so whoever makes it sends CLOSE behind it */
 	bool closing;			/* CLOSE was sent, CLOSED is due */
 	bool dead;			/* the device is gone or lost the flow: nothing may be sent */
 	bool was_bound;			/* BIND opened the flow: it outlives a failed connect */
@@ -325,6 +327,7 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
 int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops *from);
 void vso_detach(struct vso_sock *vs, const struct proto_ops *to);
 int vso_flow_open(struct vso_sock *vs);
+void vso_flow_opened(struct vso_sock *vs);
 void vso_flow_forget(struct vso_sock *vs);
 void vso_flow_close(struct vso_sock *vs, u32 arg);
 int vso_flow_send(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp);
