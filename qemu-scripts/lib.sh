@@ -141,6 +141,7 @@ project_venv() {
 
 _project_venv() {
 	local extra=${1:-} venv=$cache/venv src=$cache/src log=$cache/log/pip.log deps sum
+	export PIP_CACHE_DIR=$cache/pip
 	need python3 python3 "runs the back-end"
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "needs Python 3.11 or newer; python3 here is $(python3 -V)"
 	mkdir -p "$cache/log"
