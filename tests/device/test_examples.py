@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from vhostsock.testing.frontend import Frontend, attach
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-GUIDES = [(ROOT / "docs" / name).read_text() for name in ("writing-a-device.md", "policy.md")]
+GUIDES = [(ROOT / "docs" / name).read_text() for name in ("writing-a-device.md", "testing-a-device.md", "policy.md")]
 BLOCKS = [block for guide in GUIDES for block in re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)]
 
 
@@ -74,6 +76,16 @@ def test_a_guide_shows_each_example_as_it_is(path: Path) -> None:
     assert path.read_text() in BLOCKS
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if "__main__" not in b])
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "__main__" not in b and "def test_" not in b])
 def test_what_a_guide_shows_runs(block: str) -> None:
     exec(compile(block, "docs/*.md", "exec"), {"__name__": "guide"})
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if "def test_" in b])
+def test_a_test_that_a_guide_shows_passes(block: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "examples" / "loaded_dice.py", tmp_path)
+    (tmp_path / "test_guide.py").write_text(block)
+    command = (sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-W", "error", "test_guide.py")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"\b{block.count('def test_')} passed", done.stdout)

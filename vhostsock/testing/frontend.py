@@ -363,11 +363,19 @@ async def attach(
     """
     ours, theirs = socket.socketpair()
     options.setdefault("queues", device.num_queues)
-    async with Server(device, sock=ours, tap=tap) as server, Frontend(theirs, config=device.has_config, **options) as frontend:
-        if negotiated:
-            await frontend.handshake()
-            if started:
-                await frontend.start()
-        yield frontend
-        frontend.close()
+    async with contextlib.AsyncExitStack() as stack:
+        for sock in (ours, theirs):
+            stack.enter_context(sock)
+        server = await stack.enter_async_context(Server(device, sock=ours, tap=tap))
+        frontend = await stack.enter_async_context(Frontend(theirs, config=device.has_config, **options))
+        try:
+            if negotiated:
+                await frontend.handshake()
+                if started:
+                    await frontend.start()
+            yield frontend
+            frontend.close()
+        except BackendGone:
+            await server.serve_forever()  # it is about to log why
+            raise
         await server.serve_forever()
