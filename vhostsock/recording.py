@@ -77,7 +77,7 @@ class Recorder(Tap):
         except OSError as error:
             raise OSError(error.errno, f"cannot record there: {error.strerror}", path) from None
         self._path = path
-        self._left = limit
+        self._limit = self._left = limit
         self._began = time.monotonic()
         self._connections = 0
         self._buffer = b""
@@ -148,7 +148,7 @@ class Recorder(Tap):
         line = json.dumps(members).encode() + b"\n"
         try:
             if len(line) > self._left:
-                raise OSError(f"it has reached the limit of {LIMIT >> 20} MiB")
+                raise OSError(f"it has reached the limit of {self._limit} bytes")
             self._left -= len(line)
             while line:
                 line = line[self._file.write(line) or 0 :]

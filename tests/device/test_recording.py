@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from tests.aio import in_loop
 from tests.device.devices import Upper
-from tests.device.test_cli import connected, exercise, failing, serving
+from tests.device.test_cli import COMMAND, connected, exercise, failing, serving
 from tests.protocol.test_traces import replay
 from vhostsock import Chain, Device, Queue
 from vhostsock.errors import FrontendError, UsageError
@@ -133,7 +134,7 @@ async def test_a_recording_has_a_limit(tmp_path: Path, caplog: pytest.LogCapture
         async with attach(Upper(), tap=recorder) as frontend:
             await frontend.settled()
     assert 500 < path.stat().st_size <= 1000
-    assert "it has reached the limit" in caplog.text
+    assert "the recording ends here: it has reached the limit of 1000 bytes" in caplog.text
     assert list(trace(str(path)))
 
 
@@ -212,6 +213,20 @@ def test_a_recording_that_cannot_be_written_is_an_error_before_anything_is_serve
     status, text = failing("serve", "rng", "--socket-path", path, "--record", str(tmp_path))
     assert (status, text) == (1, f"vhostsock: {tmp_path}: cannot record there: Is a directory\n")
     assert not os.path.exists(path)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    with Recorder(str(tmp_path / "r")) as recorder:
+        recorder.noted("seen enough")
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*COMMAND, "trace", str(tmp_path / "r")], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_trace_says_what_is_wrong_with_its_file(tmp_path: Path) -> None:
