@@ -49,7 +49,8 @@ def session_config(device: Device) -> SessionConfig:
     if len(device.config) > wire.CONFIG_MAX:
         raise UsageError(f"{name}.config has {len(device.config)} bytes; {wire.CONFIG_MAX} is all that a front-end can read")
     protocol = IMPLEMENTED_PROTOCOL if device.has_config else IMPLEMENTED_PROTOCOL & ~ProtocolFeature.CONFIG
-    return SessionConfig(RING_FEATURES | device.features, protocol, device.num_queues)
+    rings = RING_FEATURES | VirtioFeature.RING_PACKED if device.packed else RING_FEATURES
+    return SessionConfig(rings | device.features, protocol, device.num_queues)
 
 
 @dataclasses.dataclass(slots=True)

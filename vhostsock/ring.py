@@ -106,7 +106,10 @@ class Vring:
     # Configuration. What cannot be is refused with FrontendError, here or at start(); it takes effect at the next start().
 
     def set_num(self, num: int) -> None:
-        """The queue size: a power of 2 from 1 to 32768. FrontendError otherwise, and on a running vring."""
+        """The queue size, from 1 to 32768; a power of 2 unless the acknowledged features have RING_PACKED.
+
+        FrontendError otherwise, and on a running vring.
+        """
         err = ffi.new("struct vs_err *")
         if lib.vs_vq_set_num(self._ptr, num, err) < 0:
             self._refuse(err)
@@ -116,11 +119,11 @@ class Vring:
         lib.vs_vq_set_addr(self._ptr, desc, avail, used)
 
     def set_base(self, base: int) -> None:
-        """The index of the first chain to take."""
+        """The index of the first chain to take; packed: both places and wrap counters, as QEMU and as DPDK encode them."""
         lib.vs_vq_set_base(self._ptr, base)
 
     def set_features(self, features: int) -> None:
-        """The acknowledged feature bits; EVENT_IDX and INDIRECT_DESC matter here."""
+        """The acknowledged feature bits; EVENT_IDX, INDIRECT_DESC and RING_PACKED matter here."""
         lib.vs_vq_set_features(self._ptr, features)
 
     # Effective at once, in any state.

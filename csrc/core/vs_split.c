@@ -17,55 +17,20 @@
  * In the last two rows both sides store one word and load the other's. Without a full barrier on both sides each may miss the
  * other's store, and a notification is lost for good (virtio 1.3, 2.7.7, 2.7.10 and 2.7.13.4.1).
  */
-#include <endian.h>
-#include <errno.h>
-#include <inttypes.h>
-#include <string.h>
-
-#include "vs_vq_priv.h"
+#include "vs_desc.h"
 
 enum {
-	DESC_F_NEXT = 1,
-	DESC_F_WRITE = 2,
-	DESC_F_INDIRECT = 4,
-	DESC_SIZE = 16,
 	AVAIL_F_NO_INTERRUPT = 1,
 	USED_F_NO_NOTIFY = 1,
 	FLAGS = 0, IDX = 1, RING = 2		/* avail and used, in 16-bit words */
 };
 
-struct desc {
-	uint64_t addr;
-	uint32_t len;
-	uint16_t flags, next;
-};
-
-#define DESC_FMT	"{addr 0x%" PRIx64 ", len 0x%" PRIx32 ", flags 0x%x}"
-#define DESC_ARG(d)	(d).addr, (d).len, (d).flags
-
-static inline uint16_t load16(const uint16_t *p)
-{
-	return le16toh(__atomic_load_n(p, __ATOMIC_RELAXED));
-}
-
-static inline void store16(uint16_t *p, uint16_t v)
-{
-	__atomic_store_n(p, htole16(v), __ATOMIC_RELAXED);
-}
-
-/*
- * One copy of one descriptor. An indirect table may have any alignment, hence memcpy; the asm hides from the compiler where the
- * values came from, so that it cannot load them again after they were checked.
- */
 static inline struct desc desc_load(const uint8_t *p)
 {
 	uint64_t lo, hi;
 
-	memcpy(&lo, p, sizeof(lo));
-	memcpy(&hi, p + sizeof(lo), sizeof(hi));
-	__asm__ volatile("" : "+r"(lo), "+r"(hi));
-	hi = le64toh(hi);
-	return (struct desc){ le64toh(lo), (uint32_t)hi, (uint16_t)(hi >> 32), (uint16_t)(hi >> 48) };
+	desc_copy(p, &lo, &hi);
+	return (struct desc){ lo, (uint32_t)hi, (uint16_t)(hi >> 32), (uint16_t)(hi >> 48) };
 }
 
 static inline uint16_t *used_event_of(const struct vs_split *s)
@@ -80,6 +45,9 @@ static inline uint16_t *avail_event_of(const struct vs_split *s)
 
 static int split_check(const struct vs_vq *vq, struct vs_err *err)
 {
+	/* virtio 1.3, 2.7; vs_vq_set_num() could not know yet that the ring would not be packed */
+	if (vq->num & (vq->num - 1))
+		return vs_err_set(err, EINVAL, "queue size %" PRIu32 " of a split ring is not a power of 2", vq->num);
 	if (vq->base > UINT16_MAX)
 		return vs_err_set(err, EINVAL, "ring base 0x%" PRIx32 " does not fit the 16-bit index of a split ring", vq->base);
 	return 0;
@@ -88,29 +56,16 @@ static int split_check(const struct vs_vq *vq, struct vs_err *err)
 static int split_map(struct vs_vq *vq, struct vs_err *err)
 {
 	/* virtio 1.3, 2.7: size and alignment of the three parts */
-	const struct {
-		const char *name;
-		uint64_t uva, size, align;
-	} part[3] = {
+	const struct part part[3] = {
 		{ "descriptor table", vq->desc_uva, (uint64_t)DESC_SIZE * vq->num, 16 },
 		{ "available ring", vq->avail_uva, 6 + 2 * (uint64_t)vq->num, 2 },
 		{ "used ring", vq->used_uva, 6 + 8 * (uint64_t)vq->num, 4 },
 	};
 	uint8_t *host[3];
+	int rc = parts_map(vq, part, host, err);
 
-	for (int i = 0; i < 3; i++) {
-		if (part[i].uva % part[i].align)
-			return vs_err_set(err, EINVAL, "%s at uva 0x%" PRIx64 " is not aligned to %" PRIu64 " bytes",
-					  part[i].name, part[i].uva, part[i].align);
-		host[i] = vq->mem ? vs_mem_uva(vq->mem, part[i].uva, part[i].size) : NULL;
-		if (!host[i])
-			return vs_err_set(err, EFAULT, "%s at uva 0x%" PRIx64 ", size 0x%" PRIx64
-					  ", is not wholly inside one memory region", part[i].name, part[i].uva, part[i].size);
-		/* a region may start anywhere in its file: what is aligned for the driver need not be for us */
-		if ((uintptr_t)host[i] % part[i].align)
-			return vs_err_set(err, EINVAL, "%s at uva 0x%" PRIx64 " is in a memory region whose file offset is not "
-					  "aligned to %" PRIu64 " bytes", part[i].name, part[i].uva, part[i].align);
-	}
+	if (rc < 0)
+		return rc;
 	vq->split.desc = host[0];
 	vq->split.avail = (const uint16_t *)host[1];
 	vq->split.used = (uint16_t *)host[2];
@@ -188,39 +143,6 @@ static inline int avail_load(struct vs_vq *vq)
 	return 1;
 }
 
-/* where a descriptor was found: in the table of the ring, or in an indirect table */
-struct where {
-	int indirect_at;	/* the descriptor that refers to the table, or -1 */
-	uint32_t i;
-};
-
-static int __attribute__((cold)) desc_fail(struct vs_vq *vq, struct where w, struct desc d, const char *what)
-{
-	if (w.indirect_at < 0)
-		return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": %s", w.i, DESC_ARG(d), what);
-	return vs_vq_fail(vq, EINVAL, "desc %d, indirect entry %" PRIu32 " " DESC_FMT ": %s", w.indirect_at, w.i, DESC_ARG(d), what);
-}
-
-/* a descriptor that describes a buffer; *writable: one before it was device-writable */
-static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc d, bool *writable)
-{
-	int rc;
-
-	/* virtio 1.3, 2.7.4.2: writable after readable, always */
-	if (d.flags & DESC_F_WRITE)
-		*writable = true;
-	else if (vs_unlikely(*writable))
-		return desc_fail(vq, w, d, "device-readable after a device-writable one");
-	rc = vs_chain_add(c, vq->mem, d.addr, d.len, d.flags & DESC_F_WRITE);
-	if (vs_unlikely(rc < 0))
-		return desc_fail(vq, w, d, rc == -EFAULT ? "the buffer is not in guest memory" :
-				 rc == -E2BIG ? "the chain is in too many pieces" : "the host has no memory for the chain");
-	/* virtio 1.3, 2.7.5.2: a chain has at most 2^32 bytes */
-	if (vs_unlikely(c->out_len + c->in_len > (uint64_t)1 << 32))
-		return desc_fail(vq, w, d, "the chain has more than 2^32 bytes");
-	return 0;
-}
-
 /* the indirect table that desc[w.i] refers to (virtio 1.3, 2.7.5.3); count: descriptors of the chain so far, w.i included */
 static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc ref, uint32_t count, bool writable)
 {
@@ -233,15 +155,9 @@ static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, stru
 		return desc_fail(vq, w, ref, "indirect, but VIRTIO_RING_F_INDIRECT_DESC was not negotiated");
 	if (ref.flags & DESC_F_NEXT)
 		return desc_fail(vq, w, ref, "INDIRECT and NEXT exclude one another");
-	if (!ref.len || ref.len % DESC_SIZE)
-		return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": indirect table length %" PRIu32
-				  " is not a positive multiple of 16", w.i, DESC_ARG(ref), ref.len);
-	if (entries > vq->chain_max)
-		return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": indirect table has %" PRIu32 " entries, a chain may "
-				  "have %" PRIu32, w.i, DESC_ARG(ref), entries, vq->chain_max);
-	table = vs_mem_gpa(vq->mem, ref.addr, ref.len);
+	table = table_map(vq, w, ref);
 	if (!table)
-		return desc_fail(vq, w, ref, "the indirect table is not wholly inside one memory region");
+		return -1;
 	count--;	/* the descriptor that only refers to the table describes no buffer */
 	do {
 		d = desc_load(table + (size_t)in.i * DESC_SIZE);

@@ -47,8 +47,12 @@ int vs_vq_set_num(struct vs_vq *vq, uint32_t num, struct vs_err *err)
 {
 	if (vq->running)
 		return vs_err_set(err, EBUSY, "the queue size cannot change while the ring runs");
+	/* virtio 1.3, 2.8.10.1: a packed ring has any size to 32768 */
+	if (vs_vq_feature(vq, VIRTIO_F_RING_PACKED)) {
+		if (!num || num > VS_VQ_SIZE_MAX)
+			return vs_err_set(err, EINVAL, "queue size %" PRIu32 " is not from 1 to %d", num, VS_VQ_SIZE_MAX);
 	/* virtio 1.3, 2.7: a power of 2, at most 32768 */
-	if (!num || num > VS_VQ_SIZE_MAX || (num & (num - 1)))
+	} else if (!num || num > VS_VQ_SIZE_MAX || (num & (num - 1)))
 		return vs_err_set(err, EINVAL, "queue size %" PRIu32 " is not a power of 2 from 1 to %d", num, VS_VQ_SIZE_MAX);
 	vq->num = num;
 	return 0;
@@ -134,9 +138,7 @@ int vs_vq_start(struct vs_vq *vq, struct vs_err *err)
 		return vs_err_set(err, EBUSY, "the ring runs already");
 	if (!vq->num)
 		return vs_err_set(err, EINVAL, "the queue size was never set");
-	if (vs_vq_feature(vq, VIRTIO_F_RING_PACKED))
-		return vs_err_set(err, EOPNOTSUPP, "packed rings are not supported: do not offer VIRTIO_F_RING_PACKED");
-	vq->ops = &vs_split_ops;
+	vq->ops = vs_vq_feature(vq, VIRTIO_F_RING_PACKED) ? &vs_packed_ops : &vs_split_ops;
 	rc = vq->ops->check(vq, err);
 	if (rc == 0)
 		rc = vq->ops->map(vq, err);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * vs_vq - one virtqueue as the device sees it, whatever its format (split now; the packed format has the same face).
+ * vs_vq - one virtqueue as the device sees it, split or packed, as VIRTIO_F_RING_PACKED says at the start.
  *
  * States.  idle: configured bit by bit (num, addresses, base, features, memory). running: vs_vq_start() checked the whole
  * configuration; pop, push and flush are legal. broken: the driver broke a rule; err holds the evidence, every later pop

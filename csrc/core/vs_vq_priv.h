@@ -4,6 +4,8 @@
  *
  *   vs_vq.c      what every format shares: configuration, states, the broken state, the fds; hands the rest to struct vs_vq_ops
  *   vs_split.c   the split format
+ *   vs_packed.c  the packed format
+ *   vs_desc.h    what both formats do with a descriptor
  *   vs_chain.c   a popped chain: its storage, and adding guest buffers to it
  *   vs_notify.c  one fd that is written to without ever blocking
  */
@@ -33,7 +35,7 @@ struct vs_vq_ops {
 	bool (*has_avail)(const struct vs_vq *vq);
 };
 
-extern const struct vs_vq_ops vs_split_ops;
+extern const struct vs_vq_ops vs_split_ops, vs_packed_ops;
 
 /* an fd to signal through */
 struct vs_notify {
@@ -58,6 +60,26 @@ struct vs_split {
 	bool event_idx, indirect;	/* negotiated */
 };
 
+/* a place in a packed ring, with the wrap counter of the lap it is on */
+struct vs_place {
+	uint16_t at;
+	bool wrap;
+};
+
+/* the packed format's view of the ring; as for the split one */
+struct vs_packed {
+	uint8_t *ring;			/* written by both: struct pvirtq_desc[num], 16 bytes each */
+	const uint32_t *driver_event;	/* driver-written: place and wrap (16 bits), flags (16 bits) */
+	uint16_t *device_event;		/* device-written: the same as two words */
+	struct vs_place avail;		/* the next chain to pop */
+	struct vs_place used;		/* the next used descriptor to fill */
+	struct vs_place batch;		/* the first that is filled and not published; == used: none */
+	uint16_t batch_flags;		/* its flags, which publish it */
+	uint16_t popped;		/* chains popped since the start, modulo 2^16 */
+	uint32_t slots_in_flight;	/* descriptors of the ring that the chains in flight take */
+	bool event_idx, indirect;	/* negotiated */
+};
+
 struct vs_vq {
 	const struct vs_vq_ops *ops;
 	bool live;			/* running and not broken */
@@ -68,7 +90,10 @@ struct vs_vq {
 	uint32_t chain_max;		/* descriptors that a chain may have: min(num, VS_CHAIN_MAX) */
 	uint64_t run;			/* of this start; 0 when idle */
 	struct vs_mem *mem;		/* NULL: none */
-	struct vs_split split;
+	union {				/* as ops says */
+		struct vs_split split;
+		struct vs_packed packed;
+	};
 
 	struct vs_notify call, error;
 	/* the configuration, for the next start */

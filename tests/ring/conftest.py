@@ -10,6 +10,10 @@ import pytest
 
 from vhostsock.ring import Vring
 from vhostsock.testing.driver import DriverQueue, GuestMemory
+from vhostsock.testing.packed import PackedQueue
+
+# on a test: run it on a split ring and on a packed one
+both_formats = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 
 @dataclass
@@ -32,21 +36,23 @@ class Pair:
 
 
 class MakePair:
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, packed: bool) -> None:
         self._stack = stack
+        self._kind = PackedQueue if packed else DriverQueue
 
     def __call__(
         self,
         num: int = 16,
         *,
         sizes: tuple[int, ...] = (1 << 20,),
-        base: int = 0,
+        base: int | None = None,
         event_idx: bool = True,
         indirect: bool = True,
         index: int = 1,
     ) -> Pair:
         memory = self._stack.enter_context(GuestMemory(*sizes))
-        queue = self._stack.enter_context(DriverQueue(memory, num, base=base, event_idx=event_idx, indirect=indirect))
+        start = {} if base is None else {"base": base}
+        queue = self._stack.enter_context(self._kind(memory, num, **start, event_idx=event_idx, indirect=indirect))
         vring = Vring(index)
         self._stack.callback(vring.close)
         queue.attach(vring)
@@ -54,10 +60,16 @@ class MakePair:
 
 
 @pytest.fixture
-def make_pair() -> Iterator[MakePair]:
+def packed() -> bool:
+    """The format of the ring; ``both_formats`` overrides it."""
+    return False
+
+
+@pytest.fixture
+def make_pair(packed: bool) -> Iterator[MakePair]:
     """make_pair(num, ...) -> Pair, on a running vring."""
     with ExitStack() as stack:
-        yield MakePair(stack)
+        yield MakePair(stack, packed)
 
 
 @pytest.fixture

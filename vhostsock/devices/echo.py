@@ -18,6 +18,7 @@ CHUNK = 65536
 
 class Echo(Device):
     virtio_id = 39
+    packed = True
 
     def __init__(self) -> None:
         self.answered = 0

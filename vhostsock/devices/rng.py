@@ -18,6 +18,7 @@ class Rng(Device):
     """Serves the stock virtio-rng driver: ``-device vhost-user-rng-pci``."""
 
     virtio_id = 4
+    packed = True
 
     def handle_batch(self, queue: Queue, chains: list[Chain]) -> None:
         for chain in chains:

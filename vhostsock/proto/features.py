@@ -73,7 +73,7 @@ class ProtocolFeature(enum.IntFlag):
     SHMEM_MAP = 1 << 22
 
 
-# what every device of this library offers, whatever its type: the ring formats that csrc/core speaks
+# what every device of this library offers, whatever its type; RING_PACKED is added for a device that asks for it
 RING_FEATURES = (
     VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.VERSION_1
 )

@@ -13,6 +13,8 @@ Alone, against a :class:`~vhostsock.ring.Vring`::
         ...                                        # the device pops, completes and flushes
         [done] = queue.wait()                      # done is request; done.data is what the device wrote
 
+The packed format has the same face: :class:`vhostsock.testing.packed.PackedQueue`.
+
 With a back-end process, hand ``memory.regions``, ``queue.addresses`` and the fds to a front-end
 (``vhostsock.testing.frontend``).
 
@@ -211,20 +213,8 @@ class DriverQueue:
         self.event_idx = event_idx
         self.indirect = indirect
         self.features = F_VERSION_1 | (F_EVENT_IDX if event_idx else 0) | (F_INDIRECT_DESC if indirect else 0)
-        # virtio 1.3, 2.7: sizes of the three parts; alloc() aligns better than is asked for
-        self.desc = self._ring_part(16 * num)
-        self.avail = self._ring_part(6 + 2 * num)
-        self.used = self._ring_part(6 + 8 * num)
-        self._used_event_at = self.avail + 4 + 2 * num
-        self._avail_event_at = self.used + 4 + 8 * num
-        self._free = list(range(num - 1, -1, -1))
         self._pending: dict[int, Request] = {}
-        self._avail_next = base  # where the next head goes; the device sees it after publish()
-        self._kicked = base  # avail.idx at the last kick decision
-        self._used_next = base
-        self.avail_idx = base
-        self.used_idx = base
-        self.used_event = base
+        self._make_ring()
         self.kick_fd = self.call_fd = self.err_fd = -1
         try:
             self.kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -233,6 +223,22 @@ class DriverQueue:
         except BaseException:
             self.close()
             raise
+
+    def _make_ring(self) -> None:
+        num, base = self.num, self.base
+        # virtio 1.3, 2.7: sizes of the three parts; alloc() aligns better than is asked for
+        self.desc = self._ring_part(16 * num)
+        self.avail = self._ring_part(6 + 2 * num)
+        self.used = self._ring_part(6 + 8 * num)
+        self._used_event_at = self.avail + 4 + 2 * num
+        self._avail_event_at = self.used + 4 + 8 * num
+        self._free = list(range(num - 1, -1, -1))
+        self._avail_next = base  # where the next head goes; the device sees it after publish()
+        self._kicked = base  # avail.idx at the last kick decision
+        self._used_next = base
+        self.avail_idx = base
+        self.used_idx = base
+        self.used_event = base
 
     def _ring_part(self, size: int) -> int:
         gpa = self.memory.alloc(size)
@@ -264,10 +270,10 @@ class DriverQueue:
         """Configure and start ``vring`` on this ring, as a front-end's messages would. FrontendError as Vring.start()."""
         own = memory or self.memory.map()
         vring.set_memory(own)
+        vring.set_features(self.features)
         vring.set_num(self.num)
         vring.set_addr(*self.addresses)
         vring.set_base(self.base)
-        vring.set_features(self.features)
         vring.set_call(self.call_fd)
         vring.set_err(self.err_fd)
         vring.start()
@@ -295,31 +301,35 @@ class DriverQueue:
             raise ValueError("a request needs at least one descriptor")
         if indirect is None:
             indirect = self.indirect and count > 1
-        if (1 if indirect else count) > len(self._free):
-            raise RingFull(f"{count} descriptors needed, {len(self._free)} free")
+        if (1 if indirect else count) > self.free:
+            raise RingFull(f"{count} descriptors needed, {self.free} free")
         out = [(self.memory.alloc(len(data)), len(data)) for data in readable]
         for (gpa, _), data in zip(out, readable, strict=True):
             self.memory.write(gpa, data)
         room = [(self.memory.alloc(size), size) for size in writable]
         buffers = [(gpa, size, 0) for gpa, size in out] + [(gpa, size, DESC_WRITE) for gpa, size in room]
+        table = None
         if indirect:
-            table = self.memory.alloc(16 * count)
-            for i, (gpa, size, flags) in enumerate(buffers):
-                last = i == count - 1
-                entry = _DESC.pack(gpa, size, flags if last else flags | DESC_NEXT, 0 if last else i + 1)
-                self.memory.write(table + 16 * i, entry)
-            descs = [self._free.pop()]
-            self.write_desc(descs[0], table, 16 * count, DESC_INDIRECT)
-            request = Request(descs[0], out, room, _descs=descs, _table=(table, 16 * count))
-        else:
-            descs = [self._free.pop() for _ in buffers]
-            for i, (gpa, size, flags) in enumerate(buffers):
-                last = i == count - 1
-                self.write_desc(descs[i], gpa, size, flags if last else flags | DESC_NEXT, 0 if last else descs[i + 1])
-            request = Request(descs[0], out, room, _descs=descs)
-        self._pending[request.head] = request
-        self.offer(request.head)
+            table = (self.memory.alloc(16 * count), 16 * count)
+            self.memory.write(table[0], b"".join(self._table_entry(i, count, *buffer) for i, buffer in enumerate(buffers)))
+            buffers = [(*table, DESC_INDIRECT)]
+        head, descs = self._link(buffers)
+        self._pending[head] = request = Request(head, out, room, _descs=descs, _table=table)
         return request
+
+    def _table_entry(self, i: int, count: int, gpa: int, size: int, flags: int) -> bytes:
+        """Entry ``i`` of ``count`` of an indirect table."""
+        last = i == count - 1
+        return _DESC.pack(gpa, size, flags if last else flags | DESC_NEXT, 0 if last else i + 1)
+
+    def _link(self, buffers: list[tuple[int, int, int]]) -> tuple[int, list[int]]:
+        """Put a chain of (gpa, size, flags) into the ring: its name in used elements, and the descriptors it takes."""
+        descs = [self._free.pop() for _ in buffers]
+        for i, (gpa, size, flags) in enumerate(buffers):
+            last = i == len(buffers) - 1
+            self.write_desc(descs[i], gpa, size, flags if last else flags | DESC_NEXT, 0 if last else descs[i + 1])
+        self.offer(descs[0])
+        return descs[0], descs
 
     def publish(self) -> None:
         """Show the device everything that was added."""
@@ -357,22 +367,25 @@ class DriverQueue:
         done = []
         while self._used_next != idx:
             head, written = _ELEM.unpack(self.memory.read(self.used + 4 + 8 * (self._used_next % self.num), 8))
-            request = self._pending.pop(head, None)
-            if request is None:
-                raise DeviceFault(f"used.ring[{self._used_next % self.num}]: head {head} is not in flight")
-            if written > request.room:
-                raise DeviceFault(f"head {head}: {written} bytes written, there was room for {request.room}")
+            done.append(self._finish(f"used.ring[{self._used_next % self.num}]: head", head, written))
             self._used_next = (self._used_next + 1) % 65536
-            done.append(self._finish(request, written))
         return done
 
-    def _finish(self, request: Request, written: int) -> Request:
+    def _finish(self, where: str, head: int, written: int) -> Request:
+        request = self._pending.pop(head, None)
+        if request is None:
+            raise DeviceFault(f"{where} {head} is not in flight")
+        if written > request.room:
+            raise DeviceFault(f"{where} {head}: {written} bytes written, there was room for {request.room}")
         data = b"".join(self.memory.read(gpa, size) for gpa, size in request.writable if size)
         request.written, request.data = written, data[:written]
         for gpa, size in request.readable + request.writable + ([request._table] if request._table else []):
             self.memory.free(gpa, size)
-        self._free.extend(reversed(request._descs))
+        self._release(request)
         return request
+
+    def _release(self, request: Request) -> None:
+        self._free.extend(reversed(request._descs))
 
     def enable_calls(self) -> bool:
         """Ask for a call at the next completion. True: something was completed already, collect it before waiting."""

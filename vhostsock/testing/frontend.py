@@ -30,6 +30,7 @@ from ..proto.wire import Request
 from ..recording import Tap
 from ..server import Server
 from .driver import DriverQueue, GuestMemory, Region
+from .packed import PackedQueue
 
 __all__ = ["QEMU_7_2", "QEMU_11_1", "BackendGone", "Dialect", "Frontend", "Refused", "attach"]
 
@@ -71,7 +72,7 @@ class Frontend:
     """One connection to a back-end. Owns the socket, the guest memory and the queues.
 
     sent                every message so far as (name, header flags, payload size)
-    features            virtio bits that ``start`` acks: what is offered, within ``accept``
+    features            virtio bits that ``start`` acks: what is offered, within ``accept`` (~0 takes packed rings, too)
     offered             virtio bits of the back-end, after ``handshake``
     protocol_features   acked protocol bits, after ``handshake``
     channel             our end of the back-end channel, after ``handshake`` with BACKEND_REQ
@@ -85,7 +86,7 @@ class Frontend:
         size: int = 64,
         memory: Sequence[int] = (1 << 22,),
         dialect: Dialect = QEMU_11_1,
-        accept: int = ~0,
+        accept: int = ~VirtioFeature.RING_PACKED,
         config: bool = False,
     ) -> None:
         sock.setblocking(False)
@@ -130,10 +131,10 @@ class Frontend:
         """Forget the rings and make new ones elsewhere in memory, as a guest that boots again does."""
         for queue in self.queues:
             queue.close()
-        self.bases = [0] * len(self.bases)
-        features = self.features if self.offered else ~0
+        features = self.features if self.offered else ~VirtioFeature.RING_PACKED
+        kind = PackedQueue if features & VirtioFeature.RING_PACKED else DriverQueue
         self.queues = [
-            DriverQueue(
+            kind(
                 self.memory,
                 self.size,
                 event_idx=bool(features & VirtioFeature.EVENT_IDX),
@@ -141,6 +142,7 @@ class Frontend:
             )
             for _ in self.bases
         ]
+        self.bases = [queue.base for queue in self.queues]
 
     # ---- messages
 
