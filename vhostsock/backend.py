@@ -32,7 +32,15 @@ from .device import Device, Queue
 from .errors import FrontendError, RequestError, UsageError
 from .memory import MemoryMap
 from .proto import Session, SessionConfig, events, wire
-from .proto.features import DEVICE_FEATURES, IMPLEMENTED_PROTOCOL, RING_FEATURES, ProtocolFeature, VirtioFeature, names
+from .proto.features import (
+    DEVICE_FEATURES,
+    IMPLEMENTED_PROTOCOL,
+    OPTIONAL_RING_FEATURES,
+    RING_FEATURES,
+    ProtocolFeature,
+    VirtioFeature,
+    names,
+)
 from .recording import Tap
 
 __all__ = ["Backend", "session_config"]
@@ -49,7 +57,7 @@ def session_config(device: Device) -> SessionConfig:
     if len(device.config) > wire.CONFIG_MAX:
         raise UsageError(f"{name}.config has {len(device.config)} bytes; {wire.CONFIG_MAX} is all that a front-end can read")
     protocol = IMPLEMENTED_PROTOCOL if device.has_config else IMPLEMENTED_PROTOCOL & ~ProtocolFeature.CONFIG
-    rings = RING_FEATURES | VirtioFeature.RING_PACKED if device.packed else RING_FEATURES
+    rings = RING_FEATURES | OPTIONAL_RING_FEATURES if device.packed else RING_FEATURES
     return SessionConfig(rings | device.features, protocol, device.num_queues)
 
 

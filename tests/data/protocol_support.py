@@ -12,7 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vhostsock.proto import ProtocolFeature, Request, VirtioFeature, messages, wire
-from vhostsock.proto.features import DEVICE_FEATURES, IMPLEMENTED_PROTOCOL, NEVER_OFFERED, RING_FEATURES, names
+from vhostsock.proto.features import (
+    DEVICE_FEATURES,
+    IMPLEMENTED_PROTOCOL,
+    NEVER_OFFERED,
+    OPTIONAL_RING_FEATURES,
+    RING_FEATURES,
+    names,
+)
 from vhostsock.proto.messages import Row
 
 __all__ = ["BACKEND_MESSAGES", "FACTS", "PAGE", "page"]
@@ -123,6 +130,12 @@ def _offered(bit: ProtocolFeature) -> str:
     return "always" if bit in IMPLEMENTED_PROTOCOL else "no"
 
 
+def _ring_support(bit: VirtioFeature) -> str:
+    if bit in OPTIONAL_RING_FEATURES:
+        return "opt-in"
+    return "always" if bit in RING_FEATURES else "no"
+
+
 def _ranges(bits: int) -> str:
     """``"0 to 23, 50 to 63"``"""
     found: list[list[int]] = []
@@ -151,7 +164,7 @@ def page() -> str:
             ),
         ),
         protocol_features=_table(bits, (_bit(bit, _offered(bit)) for bit in ProtocolFeature)),
-        ring_features=_table(bits, (_bit(bit, "always" if bit in RING_FEATURES else "no") for bit in VirtioFeature)),
+        ring_features=_table(bits, (_bit(bit, _ring_support(bit)) for bit in VirtioFeature)),
         device_bits=_ranges(DEVICE_FEATURES),
     )
 

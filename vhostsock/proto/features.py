@@ -17,6 +17,7 @@ __all__ = [
     "DEVICE_FEATURES",
     "IMPLEMENTED_PROTOCOL",
     "NEVER_OFFERED",
+    "OPTIONAL_RING_FEATURES",
     "RING_FEATURES",
     "ProtocolFeature",
     "VirtioFeature",
@@ -73,10 +74,13 @@ class ProtocolFeature(enum.IntFlag):
     SHMEM_MAP = 1 << 22
 
 
-# what every device of this library offers, whatever its type; RING_PACKED is added for a device that asks for it
+# what every device of this library offers, whatever its type
 RING_FEATURES = (
     VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.VERSION_1
 )
+
+# what it offers for a device that asks for it (Device.packed)
+OPTIONAL_RING_FEATURES = VirtioFeature.RING_PACKED
 
 # what a device type may define for itself (virtio 1.3, 2.2)
 DEVICE_FEATURES = (1 << 24) - 1 | ((1 << 14) - 1) << 50
