@@ -37,14 +37,17 @@ def test_every_message_and_bit_has_a_row() -> None:
     assert all(BACKEND_MESSAGES[request] == request.name for request in wire.BackendRequest)
 
 
-def test_what_the_page_calls_always_is_what_a_device_offers() -> None:
-    text, config = PAGE.read_text(), session_config(Rng())
+@pytest.mark.parametrize(("packed", "words"), [(False, {"always"}), (True, {"always", "opt-in"})])
+def test_what_the_page_calls_always_or_opt_in_is_what_a_device_offers(packed: bool, words: set[str]) -> None:
+    device = Rng()
+    device.packed = packed
+    text, config = PAGE.read_text(), session_config(device)
     for heading, kind, offered in (
         ("Protocol features", ProtocolFeature, config.protocol_features),
         ("Ring features", VirtioFeature, config.features),
     ):
-        always = {name for name, row in rows_of(text, heading).items() if row[2] == "always"}
-        assert always == {bit.name for bit in kind if bit & offered}
+        said = {name for name, row in rows_of(text, heading).items() if row[2] in words}
+        assert said == {bit.name for bit in kind if bit & offered}
 
 
 def test_facts_are_about_bits_that_have_a_row() -> None:
