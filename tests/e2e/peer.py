@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import itertools
 import socket
 import struct
 import sys
@@ -82,9 +84,30 @@ def _datagram(sock: socket.socket) -> None:
         sock.sendto(data, addr)
 
 
+def _bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
+    """For each host a stream and a datagram socket, all on one port number; port 0: one that all of them have free."""
+    tries = 1 if port else 50
+    while True:
+        tries -= 1
+        socks: list[socket.socket] = []
+        number = port
+        try:
+            for host, kind in itertools.product(hosts, (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+                socks.append(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind | socket.SOCK_NONBLOCK))
+                socks[-1].bind((host, number))
+                number = socks[-1].getsockname()[1]
+        except OSError as error:
+            for sock in socks:
+                sock.close()
+            if not tries or error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return socks
+
+
 @contextlib.asynccontextmanager
-async def peer(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
-    """Serve both kinds on one port number; yields it."""
+async def peer(*hosts: str, port: int = 0) -> AsyncIterator[int]:
+    """Serve both kinds on one port number of all hosts; yields it."""
     tasks: set[asyncio.Task[None]] = set()
 
     def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,18 +115,19 @@ async def peer(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(client, host, port, limit=1 << 16)
-    port = server.sockets[0].getsockname()[1]
     loop = asyncio.get_running_loop()
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    sock.bind((host, port))
-    loop.add_reader(sock, _datagram, sock)
+    socks = _bind(hosts, port)
+    servers = [await asyncio.start_server(client, sock=sock, limit=1 << 16) for sock in socks[::2]]
+    for sock in socks[1::2]:
+        loop.add_reader(sock, _datagram, sock)
     try:
-        yield port
+        yield socks[0].getsockname()[1]
     finally:
-        loop.remove_reader(sock)
-        sock.close()
-        server.close()
+        for sock in socks[1::2]:
+            loop.remove_reader(sock)
+            sock.close()
+        for server in servers:
+            server.close()
         for task in tasks:  # those that hold
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -129,10 +153,8 @@ def drive_listener(host: str, port: int) -> None:
 
 
 async def _main() -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-        for host in sys.argv[2:] or ["127.0.0.1"]:
-            port = await stack.enter_async_context(peer(host, port))
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    async with peer(*(sys.argv[2:] or ["127.0.0.1"]), port=port) as port:
         print(port, flush=True)
         await asyncio.get_running_loop().create_future()
 

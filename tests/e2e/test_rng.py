@@ -19,9 +19,17 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
         yield backend
 
 
-@pytest.fixture(scope="module")
-def vm(backend: Backend, stock_initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
-    with Vm(tmp_path_factory.mktemp("vm"), stock_initramfs, "--socket", backend.socket, "--carrier", "rng") as vm:
+RINGS: dict[str, list[str]] = {"split": [], "packed": ["--", "-global", "vhost-user-rng-pci.packed=on"]}
+
+
+@pytest.fixture(scope="module", params=RINGS)
+def vm(
+    request: pytest.FixtureRequest, backend: Backend, stock_initramfs: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Vm]:
+    options: list[str | Path] = ["--socket", backend.socket, "--carrier", "rng", *RINGS[request.param]]
+    with Vm(tmp_path_factory.mktemp("vm"), stock_initramfs, *options) as vm:
+        features = vm.run("cat /sys/bus/virtio/drivers/virtio_rng/virtio*/features").text  # a digit a bit, bit 0 first
+        assert features[34] == str(int(request.param == "packed"))  # VIRTIO_F_RING_PACKED
         yield vm
 
 
