@@ -59,7 +59,7 @@ static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where 
 {
 	int rc;
 
-	/* virtio 1.3, 2.7.4.2 and 2.8.16: writable after readable, always */
+	/* virtio 1.3, 2.7.4.2 and 2.8.17: writable after readable, always */
 	if (d.flags & DESC_F_WRITE)
 		*writable = true;
 	else if (vs_unlikely(*writable))

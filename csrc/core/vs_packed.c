@@ -297,7 +297,7 @@ static bool packed_unpop(struct vs_vq *vq, const struct vs_chain *c)
 
 static inline uint16_t used_flags(bool wrap, bool writable)
 {
-	/* virtio 1.3, 2.8.12: WRITE says that len means something */
+	/* virtio 1.3, 2.8.4: WRITE says that len means something */
 	return (wrap ? DESC_F_AVAIL | DESC_F_USED : 0) | (writable ? DESC_F_WRITE : 0);
 }
 
