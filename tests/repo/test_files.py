@@ -19,7 +19,7 @@ LIMITS = [
     ("", "", 500),
 ]
 CODE = {".py", ".c", ".h", ".sh"}
-ELSEWHERE = re.compile(r"/work/|/tmp/brief|/tmp/wt|/opt/(pypi|wheels)|/root/|/home/(?!user\b)\w+|\bfarm-\w+")
+ELSEWHERE = re.compile(r"/(?:root|work|srv|mnt|opt/\w+|home/(?!user\b)\w+|tmp/\w+/\w+)/")  # a place that not every machine has
 
 
 def tracked() -> list[Path]:
