@@ -11,12 +11,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.aio import in_loop
-from vhostsock.testing.frontend import Frontend, attach
+from vhostsock.testing.frontend import Frontend
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -50,20 +49,6 @@ async def test_loaded_dice_answers_a_driver(tmp_path: Path) -> None:
             program.kill()
             await program.wait()
     assert not Path(path).exists()  # noqa: ASYNC240
-
-
-@in_loop
-async def test_the_device_in_the_readme_answers_a_driver() -> None:
-    readme = (ROOT / "README.md").read_text()
-    [block] = re.findall(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    *program, last = block.strip().splitlines()
-    assert last == "asyncio.run(main())"
-    names: dict[str, Any] = {}
-    exec("\n".join(program), names)
-    async with attach(names["Rng"]()) as frontend:
-        frontend.queues[0].submit([], [64])
-        [done] = await frontend.queues[0].wait_async()
-        assert done.written == 64
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

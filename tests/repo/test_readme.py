@@ -22,13 +22,16 @@ def block(language: str) -> str:
 
 @in_loop
 async def test_the_device_is_fifteen_lines_and_answers_a_driver() -> None:
-    code = block("python")
+    code = block("python").strip()
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    *program, last = code.splitlines()
+    assert last == "asyncio.run(main())"
     names: dict[str, Any] = {}
-    exec(compile(code.replace("asyncio.run(main())", ""), "README.md", "exec"), names)
+    exec(compile("\n".join(program), "README.md", "exec"), names)
     async with attach(names["Rng"]()) as frontend:
         frontend.queues[0].submit([], [64])
         [done] = await frontend.queues[0].wait_async()
+        assert done.written == 64
         assert len(set(done.data)) > 1
 
 
