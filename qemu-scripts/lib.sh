@@ -115,10 +115,25 @@ unpack_closure() {
 	apt_of "$suite" true
 	names=$(apt_of "$suite" apt-get -q --simulate install "$@" | sed -n 's/^Inst \([^ ]*\) .*/\1/p') && [[ -n $names ]] ||
 		die "cannot work out what $* of $suite needs; if the lists are out of date: rm -r $cache/apt/$suite"
-	mkdir -p "$dir/usr"/{bin,sbin,lib,lib64}
-	ln -s usr/bin usr/sbin usr/lib usr/lib64 "$dir/"		# as every Debian since 12 has them
 	# shellcheck disable=SC2086  # a list of words
 	unpack_debs "$suite" "$dir" $names
+	merge_usr "$dir"
+}
+
+# merge_usr DIR: lib, lib64, bin and sbin of an unpacked system become links to those of usr, as every Debian since 12 installs them. Its
+# packages may still hold them as folders: Debian 12's do, 13's do not.
+merge_usr() {
+	local dir=$1 name loader=$1/usr/lib64/ld-linux-x86-64.so.2
+	for name in bin sbin lib lib64; do
+		mkdir -p "$dir/usr/$name"
+		if [[ -d $dir/$name && ! -L $dir/$name ]]; then
+			cp -a "$dir/$name/." "$dir/usr/$name/"
+			rm -rf "${dir:?}/$name"
+		fi
+		ln -sfn "usr/$name" "$dir/$name"
+	done
+	# an absolute link would lead to this machine's loader, which may be of another C library
+	[[ ! -L $loader || $(readlink "$loader") != /* ]] || ln -sfn "..$(readlink "$loader" | sed 's,^/usr,,')" "$loader"
 }
 
 # locked NAME COMMAND...: runs it while nobody else runs one under the same name with this cache
