@@ -103,6 +103,7 @@ class Backend:
         try:
             self._sock.setblocking(False)
             self._device._config_listener = self._config_changed
+            self._device.acked_features = 0
             await self._device.connected()
             while True:
                 data, fds, truncated = await self._receive(self._session.wanted)
@@ -177,6 +178,7 @@ class Backend:
             self._session.done(value)
 
     async def _features_set(self, event: events.FeaturesSet) -> None:
+        self._device.acked_features = event.value
         for ring in self._rings:
             ring.features = event.value
             ring.queue.vring.set_features(event.value)

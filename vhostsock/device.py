@@ -35,6 +35,7 @@ class Device:
     features          the device type's own feature bits (0..23, 50..63); ring features are the library's
     packed            offer packed rings too; the front-end and the driver choose. For all that uses Vring and Chain alone
     config            the config space, up to 256 bytes, for devices whose config never changes
+    acked_features    what of all offered feature bits the driver took; set by the server, before a queue starts
     concurrency       ``handle`` calls under way at once, per queue; more chains wait in the ring
     stop_timeout      seconds that calls under way get when a queue stops; then they are cancelled
     """
@@ -43,6 +44,7 @@ class Device:
     num_queues: int = 1
     max_queue_size: int = 1024
     features: int = 0
+    acked_features: int = 0
     packed: bool = False
     config: bytes = b""
     concurrency: int = 64

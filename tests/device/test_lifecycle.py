@@ -53,6 +53,26 @@ class DrainTogether(Recorder):
         await self.both.wait()
 
 
+@in_loop
+async def test_a_device_knows_what_its_driver_acked_before_a_queue_starts_and_forgets_it_with_the_front_end() -> None:
+    class Watcher(Recorder):
+        features = 0x5
+        seen = 0
+
+        async def connected(self) -> None:
+            assert self.acked_features == 0
+
+        def queue_started(self, queue: Queue) -> None:
+            self.seen = self.acked_features
+
+    device = Watcher()
+    for accept in (~0x1, ~0x4):
+        async with attach(device, accept=accept) as frontend:
+            await frontend.settled()
+            assert device.seen == frontend.offered & accept
+            assert device.seen & 0x5 == 0x5 & accept
+
+
 @pytest.mark.parametrize("how", ["close", "RESET_DEVICE"])
 @in_loop
 async def test_queues_that_stop_together_drain_together(how: str) -> None:
