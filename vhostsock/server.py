@@ -17,9 +17,10 @@ import stat
 from types import TracebackType
 from typing import Self
 
-from .backend import Backend, session_config
+from .backend import Backend
 from .device import Device
 from .errors import FrontendError, UsageError
+from .offers import session_config
 from .recording import Tap
 
 __all__ = ["Server"]

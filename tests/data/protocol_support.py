@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Writes docs/protocol-support.md: ``python -m tests.data.protocol_support``.
 
-What vhostsock does is read from its own tables (proto/messages.py, proto/features.py). What others do are facts that somebody
+What vhostsock does is read from its own tables (offers.py, proto/messages.py). What others do are facts that somebody
 read in their source, at the version that heads the column; a cell that nobody looked up stays empty.
 """
 
@@ -11,15 +11,9 @@ import enum
 from collections.abc import Iterable
 from pathlib import Path
 
+from vhostsock.offers import OFFERS
 from vhostsock.proto import ProtocolFeature, Request, VirtioFeature, messages, wire
-from vhostsock.proto.features import (
-    DEVICE_FEATURES,
-    IMPLEMENTED_PROTOCOL,
-    NEVER_OFFERED,
-    OPTIONAL_RING_FEATURES,
-    RING_FEATURES,
-    names,
-)
+from vhostsock.proto.features import DEVICE_FEATURES, NEVER_OFFERED, names
 from vhostsock.proto.messages import Row
 
 __all__ = ["BACKEND_MESSAGES", "FACTS", "PAGE", "page"]
@@ -85,7 +79,8 @@ On the channel that SET_BACKEND_REQ_FD opens.
 
 ## Protocol features
 
-*Always* is offered by every device. *Never*: QEMU takes these when they are offered and does not implement them.
+*Always* is offered by every device, *for ...* by one whose class says so. *Never*: QEMU takes these when they are offered and
+does not implement them.
 
 {protocol_features}
 
@@ -122,18 +117,14 @@ def _bit(bit: enum.IntFlag, ours: str) -> tuple[str, ...]:
     return str(bit.bit_length() - 1), bit.name, ours, *FACTS.get(bit, ("",) * len(OTHERS))
 
 
-def _offered(bit: ProtocolFeature) -> str:
-    if bit in NEVER_OFFERED:
+def _ours(bit: ProtocolFeature | VirtioFeature) -> str:
+    """Who gets the bit: ``"always"``, ``"for packed = True"``, ``"no"``, or ``"never"``."""
+    if isinstance(bit, ProtocolFeature) and bit in NEVER_OFFERED:
         return "never"
-    if bit == ProtocolFeature.CONFIG and bit in IMPLEMENTED_PROTOCOL:
-        return "if the device has a config space"
-    return "always" if bit in IMPLEMENTED_PROTOCOL else "no"
-
-
-def _ring_support(bit: VirtioFeature) -> str:
-    if bit in OPTIONAL_RING_FEATURES:
-        return "opt-in"
-    return "always" if bit in RING_FEATURES else "no"
+    for offer in OFFERS:
+        if bit & (offer.protocol if isinstance(bit, ProtocolFeature) else offer.virtio):
+            return f"for `{offer.says}`" if offer.says else "always"
+    return "no"
 
 
 def _ranges(bits: int) -> str:
@@ -163,8 +154,8 @@ def page() -> str:
                 for number, name in BACKEND_MESSAGES.items()
             ),
         ),
-        protocol_features=_table(bits, (_bit(bit, _offered(bit)) for bit in ProtocolFeature)),
-        ring_features=_table(bits, (_bit(bit, _ring_support(bit)) for bit in VirtioFeature)),
+        protocol_features=_table(bits, (_bit(bit, _ours(bit)) for bit in ProtocolFeature)),
+        ring_features=_table(bits, (_bit(bit, _ours(bit)) for bit in VirtioFeature)),
         device_bits=_ranges(DEVICE_FEATURES),
     )
 

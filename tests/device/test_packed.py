@@ -7,9 +7,9 @@ import pytest
 
 from tests.aio import in_loop
 from vhostsock import Device
-from vhostsock.backend import session_config
 from vhostsock.devices.echo import Echo
 from vhostsock.devices.rng import Rng
+from vhostsock.offers import session_config
 from vhostsock.offload.device import OffloadDevice
 from vhostsock.proto.features import VirtioFeature
 from vhostsock.testing.frontend import QEMU_7_2, QEMU_11_1, Dialect, attach

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.protocol.test_framing import CONFIG, feed, session
+from tests.protocol.test_framing import CONFIG, PROTOCOL, feed, session
 from vhostsock.errors import FrontendError, UsageError
 from vhostsock.proto import Request, Session, SessionConfig, events, wire
-from vhostsock.proto.features import IMPLEMENTED_PROTOCOL, RING_FEATURES, ProtocolFeature, VirtioFeature, names
+from vhostsock.proto.features import RING_FEATURES, ProtocolFeature, VirtioFeature, names
 
 ACK = wire.NEED_REPLY_FLAGS
 NUM = (wire.VRING_STATE, {"index": 0, "num": 256})
@@ -36,7 +36,7 @@ def kick(some: Session, *, ack: bool = False) -> events.Event | None:
     ("request_", "value"),
     [
         (Request.GET_FEATURES, RING_FEATURES),
-        (Request.GET_PROTOCOL_FEATURES, IMPLEMENTED_PROTOCOL),
+        (Request.GET_PROTOCOL_FEATURES, PROTOCOL),
         (Request.GET_QUEUE_NUM, 2),
         (Request.GET_MAX_MEM_SLOTS, 512),
         (Request.GET_STATUS, 0),
@@ -144,7 +144,7 @@ def test_protocol_features_cannot_change_while_rings_are_started() -> None:
 
 
 def test_features_change_while_rings_are_started_only_for_the_dirty_log() -> None:
-    some = Session(SessionConfig(RING_FEATURES | VirtioFeature.LOG_ALL, IMPLEMENTED_PROTOCOL, 1))
+    some = Session(SessionConfig(RING_FEATURES | VirtioFeature.LOG_ALL, PROTOCOL, 1))
     feed(some, wire.pack(Request.SET_FEATURES, 1, wire.U64, RING_FEATURES))
     some.done()
     kick(some)
@@ -187,7 +187,7 @@ def test_reset_device_forgets_features_status_and_rings_but_not_the_protocol() -
     assert isinstance(feed(some, wire.pack(Request.RESET_DEVICE, 1)), events.DeviceReset)
     some.done()
     assert (some.features, some.status, some.started) == (0, 0, set())
-    assert some.protocol_features == IMPLEMENTED_PROTOCOL
+    assert some.protocol_features == PROTOCOL
     with pytest.raises(FrontendError, match="before SET_FEATURES"):
         kick(some)
 
@@ -202,13 +202,13 @@ def test_a_kick_that_was_refused_starts_nothing() -> None:
 @pytest.mark.parametrize("bit", [ProtocolFeature.INBAND_NOTIFICATIONS, ProtocolFeature.XEN_MMAP])
 def test_bits_that_qemu_acks_without_implementing_them_cannot_be_offered(bit: ProtocolFeature) -> None:
     with pytest.raises(UsageError, match=f"{bit.name} must not be offered"):
-        SessionConfig(RING_FEATURES, IMPLEMENTED_PROTOCOL | bit, 1)
+        SessionConfig(RING_FEATURES, PROTOCOL | bit, 1)
 
 
 @pytest.mark.parametrize("queues", [0, 257])
 def test_a_device_has_1_to_256_queues(queues: int) -> None:
     with pytest.raises(UsageError, match=f"not {queues}"):
-        SessionConfig(RING_FEATURES, IMPLEMENTED_PROTOCOL, queues)
+        SessionConfig(RING_FEATURES, PROTOCOL, queues)
 
 
 def test_names_of_bits_are_for_people() -> None:

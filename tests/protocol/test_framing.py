@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 from collections.abc import Sequence
 
@@ -12,18 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhostsock.errors import FrontendError, UsageError
+from vhostsock.offers import OFFERS
 from vhostsock.proto import Request, Session, SessionConfig, events, wire
-from vhostsock.proto.features import IMPLEMENTED_PROTOCOL, RING_FEATURES
+from vhostsock.proto.features import NEVER_OFFERED, RING_FEATURES
 from vhostsock.proto.messages import TABLE
 
 STATE = wire.VRING_STATE
-CONFIG = SessionConfig(RING_FEATURES, IMPLEMENTED_PROTOCOL, num_queues=2)
+# all that any device can have offered, but what is not for QEMU
+PROTOCOL = functools.reduce(operator.or_, (offer.protocol for offer in OFFERS)) & ~NEVER_OFFERED
+CONFIG = SessionConfig(RING_FEATURES, PROTOCOL, num_queues=2)
 
 
 def session(*, negotiated: bool = True) -> Session:
     new = Session(CONFIG)
     if negotiated:
-        feed(new, wire.pack(Request.SET_PROTOCOL_FEATURES, 1, wire.U64, IMPLEMENTED_PROTOCOL))
+        feed(new, wire.pack(Request.SET_PROTOCOL_FEATURES, 1, wire.U64, PROTOCOL))
         feed(new, wire.pack(Request.SET_FEATURES, 1, wire.U64, RING_FEATURES))
         new.done()
     return new

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from tests.data.protocol_support import BACKEND_MESSAGES, FACTS, PAGE, page
-from vhostsock.backend import session_config
 from vhostsock.devices.rng import Rng
+from vhostsock.offers import session_config
 from vhostsock.proto import ProtocolFeature, Request, VirtioFeature, messages, wire
 
 
@@ -37,8 +37,8 @@ def test_every_message_and_bit_has_a_row() -> None:
     assert all(BACKEND_MESSAGES[request] == request.name for request in wire.BackendRequest)
 
 
-@pytest.mark.parametrize(("packed", "words"), [(False, {"always"}), (True, {"always", "opt-in"})])
-def test_what_the_page_calls_always_or_opt_in_is_what_a_device_offers(packed: bool, words: set[str]) -> None:
+@pytest.mark.parametrize(("packed", "words"), [(False, {"always"}), (True, {"always", "for `packed = True`"})])
+def test_what_the_page_says_is_what_a_device_offers(packed: bool, words: set[str]) -> None:
     device = Rng()
     device.packed = packed
     text, config = PAGE.read_text(), session_config(device)

@@ -15,9 +15,7 @@ import enum
 
 __all__ = [
     "DEVICE_FEATURES",
-    "IMPLEMENTED_PROTOCOL",
     "NEVER_OFFERED",
-    "OPTIONAL_RING_FEATURES",
     "RING_FEATURES",
     "ProtocolFeature",
     "VirtioFeature",
@@ -74,27 +72,13 @@ class ProtocolFeature(enum.IntFlag):
     SHMEM_MAP = 1 << 22
 
 
-# what every device of this library offers, whatever its type
+# what every device of this library offers, whatever its type (offers.py has what is offered beyond)
 RING_FEATURES = (
     VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.VERSION_1
 )
 
-# what it offers for a device that asks for it (Device.packed)
-OPTIONAL_RING_FEATURES = VirtioFeature.RING_PACKED
-
 # what a device type may define for itself (virtio 1.3, 2.2)
 DEVICE_FEATURES = (1 << 24) - 1 | ((1 << 14) - 1) << 50
-
-# what the server carries out; CONFIG is offered only by a device that has a config space (QEMU 7.2 warns otherwise)
-IMPLEMENTED_PROTOCOL = (
-    ProtocolFeature.MQ
-    | ProtocolFeature.REPLY_ACK
-    | ProtocolFeature.BACKEND_REQ
-    | ProtocolFeature.CONFIG
-    | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.CONFIGURE_MEM_SLOTS
-    | ProtocolFeature.STATUS
-)
 
 # INBAND_NOTIFICATIONS, XEN_MMAP: acked by QEMU 7.2 to 11.1, implemented by none of them.
 NEVER_OFFERED = ProtocolFeature.INBAND_NOTIFICATIONS | ProtocolFeature.XEN_MMAP

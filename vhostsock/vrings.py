@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The rings of one connection: what the front-end configured, which of them run, and which the device's data plane has.
+
+A ring has three facts that come and go independently (the vhost-user document, "Ring states"):
+
+    started     SET_VRING_KICK to GET_VRING_BASE: the vring runs, its configuration was checked
+    enabled     SET_VRING_ENABLE, or always without PROTOCOL_FEATURES; kept while the ring is stopped
+    attached    both of the above: the device's data plane has the queue
+
+Nobody reads the kick fd of a ring that is not attached, and attaching scans the ring, so a kick that comes before
+SET_VRING_ENABLE is not lost. Detaching finishes the requests under way (Device.stop_timeout bounds it).
+
+Setting something of a started ring again: the same value changes nothing; another one restarts the ring with it. The call fd
+and the memory map change under a running ring without a stop, while ``Device.quiesced()`` is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import stat
+from collections.abc import Callable
+from typing import Any
+
+from .device import Device, Queue
+from .errors import FrontendError
+from .memory import MemoryMap
+from .proto import events
+from .proto.features import VirtioFeature
+from .recording import Tap
+
+__all__ = ["Ring", "Vrings"]
+
+log = logging.getLogger("vhostsock.server")
+
+
+@dataclasses.dataclass(slots=True)
+class Ring:
+    """One ring. The fields are the front-end's values; ``queue.vring`` has them too."""
+
+    queue: Queue
+    enabled: bool = False
+    started: bool = False
+    attached: bool = False
+    num: int = 0
+    address: tuple[int, int, int] = (0, 0, 0)  # desc, avail, used, as Vring.set_addr takes them
+    base: int = 0
+    features: int = 0
+    stopped_with: tuple[Any, ...] | None = None
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What a pause keeps and a new driver most likely changes."""
+        return self.num, self.address, self.base, self.features
+
+
+class Vrings:
+    """All rings of a device. The methods named ``set_...`` and ``get_base`` carry out the ring messages.
+
+    fail: told when a data plane found that the session cannot go on. ``memory`` is the guest memory of now.
+    """
+
+    def __init__(self, device: Device, fail: Callable[[Exception], None], tap: Tap) -> None:
+        self._device = device
+        self._tap = tap
+        self.memory = MemoryMap.empty()
+        self._rings = [Ring(Queue(index, fail)) for index in range(device.num_queues)]
+        for ring in self._rings:
+            self._install(ring)
+
+    # ---- messages
+
+    async def set_features(self, event: events.FeaturesSet) -> None:
+        self._device.acked_features = event.value
+        for ring in self._rings:
+            ring.features = event.value
+            ring.queue.vring.set_features(event.value)
+            if not event.value & VirtioFeature.PROTOCOL_FEATURES:
+                ring.enabled = True
+        self._attach_ready()
+
+    async def reset(self) -> None:
+        """Stop and disable all rings; their next start is from the beginning."""
+        for ring in self._rings:
+            ring.enabled = False
+        await asyncio.gather(*map(self._stop, self._rings))
+        for ring in self._rings:
+            ring.stopped_with = None
+            ring.base = 0
+            ring.queue.vring.set_base(0)
+
+    async def set_num(self, event: events.VringNum) -> None:
+        if event.num > self._device.max_queue_size:
+            raise FrontendError(f"ring {event.index}: {event.num} descriptors, this device takes {self._device.max_queue_size}")
+        await self._configure(self._rings[event.index], "num", event.num)
+
+    async def set_address(self, event: events.VringAddress) -> None:
+        await self._configure(self._rings[event.index], "address", (event.desc, event.avail, event.used))
+
+    async def set_base(self, event: events.VringBase) -> None:
+        await self._configure(self._rings[event.index], "base", event.num)
+
+    async def get_base(self, event: events.VringStop) -> int:
+        ring = self._rings[event.index]
+        await self._stop(ring)
+        return ring.base
+
+    async def set_enable(self, event: events.VringEnable) -> None:
+        if event.num > 1:
+            raise FrontendError(f"ring {event.index}: SET_VRING_ENABLE with {event.num}, must be 0 or 1")
+        ring = self._rings[event.index]
+        ring.enabled = bool(event.num)
+        if not ring.enabled:
+            await self._detach(ring)
+        self._attach_ready()
+
+    async def set_kick(self, event: events.VringKick) -> None:
+        ring = self._rings[event.index]
+        if event.fd is None:
+            raise FrontendError(f"ring {event.index}: SET_VRING_KICK without an eventfd asks for polling, which is not served")
+        if stat.S_IFMT(os.fstat(event.fd.fileno()).st_mode) not in _PLAIN_EVENT_FDS:
+            raise FrontendError(f"ring {event.index}: the kick fd must be an eventfd, a socket or a pipe")
+        os.set_blocking(event.fd.fileno(), False)  # of the open file, so also for the front-end; QEMU's is that already
+        await self._detach(ring)
+        self._drop_kick(ring)
+        if not ring.started:
+            ring.queue.vring.start()
+            ring.started = True
+        ring.queue.kick_fd = event.fd.take()
+        self._attach_ready()
+
+    async def set_call(self, event: events.VringCall) -> None:
+        ring = self._rings[event.index]
+        with self._device.quiesced():
+            ring.queue.vring.set_call(event.fd.fileno() if event.fd else None)
+        if ring.started and event.fd and stat.S_IFMT(os.fstat(event.fd.fileno()).st_mode) == 0:
+            # The old fd may have swallowed a call: QEMU gives a masked one first and the guest's after SET_VRING_ENABLE. One
+            # call too many is harmless (virtio 1.3, 2.3: the driver looks at the ring), one too few hangs the guest.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(event.fd.fileno(), 1)
+
+    async def set_err(self, event: events.VringErr) -> None:
+        with self._device.quiesced():
+            self._rings[event.index].queue.vring.set_err(event.fd.fileno() if event.fd else None)
+
+    # ---- memory
+
+    def use_memory(self, memory: MemoryMap) -> None:
+        """Translate through ``memory`` from now on. FrontendError when a running ring is not in it."""
+        old, self.memory = self.memory, memory
+        errors = []
+        with self._device.quiesced():
+            for ring in self._rings:
+                try:
+                    self._install(ring)
+                except FrontendError as error:
+                    errors.append(error)
+        old.close()
+        if errors:
+            raise errors[0]
+
+    def _install(self, ring: Ring) -> None:
+        """Give the vring the memory map of now. FrontendError when a running one is not in it."""
+        ring.queue.memory = self.memory
+        ring.queue.vring.set_memory(self.memory)
+
+    # ---- states
+
+    async def _configure(self, ring: Ring, name: str, value: Any) -> None:
+        """Set num, address or base; restart a started ring if that changes it."""
+        if ring.started and getattr(ring, name) == value:
+            return
+        restart = ring.started
+        if restart:
+            await self._detach(ring)
+            ring.base = ring.queue.vring.stop()
+            ring.started = False
+        setter = {"num": "set_num", "address": "set_addr", "base": "set_base"}[name]
+        getattr(ring.queue.vring, setter)(*value if name == "address" else (value,))
+        setattr(ring, name, value)
+        if restart:
+            ring.queue.vring.start()
+            ring.started = True
+            self._attach_ready()
+
+    def _attach_ready(self) -> None:
+        """Hand every ring that is started and enabled to the device."""
+        ready = [ring for ring in self._rings if ring.started and ring.enabled and not ring.attached]
+        if not ready:
+            return
+        if not any(ring.attached for ring in self._rings) and any(
+            ring.started and ring.stopped_with not in (None, ring.identity) for ring in self._rings
+        ):
+            self._device.reset()
+        for ring in self._rings:
+            ring.stopped_with = None
+        for ring in ready:
+            self._device.queue_started(ring.queue)
+            ring.attached = True
+            self._tap.noted(f"ring {ring.queue.index} started")
+
+    async def _detach(self, ring: Ring) -> None:
+        if not ring.attached:
+            return
+        ring.attached = False
+        try:
+            await self._device.queue_draining(ring.queue)
+        finally:  # also when this task is cancelled: a data plane must never see its vring stop
+            self._device.queue_stopped(ring.queue)
+            self._tap.noted(f"ring {ring.queue.index} stopped")
+
+    async def _stop(self, ring: Ring) -> None:
+        await self._detach(ring)
+        self._drop_kick(ring)
+        ring.base = ring.queue.vring.stop()
+        if ring.started:
+            ring.started = False
+            ring.stopped_with = ring.identity
+
+    def _drop_kick(self, ring: Ring) -> None:
+        fd, ring.queue.kick_fd = ring.queue.kick_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    async def close(self) -> None:
+        """Stop all rings and give everything back; what a device raises meanwhile is logged."""
+        try:
+            for result in await asyncio.gather(*map(self._stop, self._rings), return_exceptions=True):
+                if isinstance(result, Exception):
+                    log.error("%s failed to stop a queue", type(self._device).__name__, exc_info=result)
+        finally:
+            for ring in self._rings:
+                self._drop_kick(ring)
+                ring.queue.vring.close()
+            self.memory.close()
+
+
+_PLAIN_EVENT_FDS = (0, stat.S_IFSOCK, stat.S_IFIFO)  # an eventfd is an anonymous inode, which has no type
