@@ -69,6 +69,21 @@ void vso_acceptq_flush(struct vso_sock *vs)
 	}
 }
 
+/**
+ * vso_carrier_unlisten() - take back the TCP_LISTEN that was set by hand
+ *
+ * Only that one: a carrier that really listens is in the kernel's tables, and leaves them by native means alone.
+ */
+void vso_carrier_unlisten(struct vso_sock *vs, struct sock *sk)
+{
+	lock_sock(sk);
+	if (vs->hand_listen) {
+		vs->hand_listen = false;
+		inet_sk_set_state(sk, TCP_CLOSE);
+	}
+	release_sock(sk);
+}
+
 static int vso_release(struct socket *sock)
 {
 	const struct proto_ops *native;
@@ -88,8 +103,7 @@ static int vso_release(struct socket *sock)
 	abort = READ_ONCE(vs->rx_bytes) || (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime);
 	vso_flow_close(vs, abort ? VSO_CLOSE_ABORT : 0);
 	vso_acceptq_flush(vs);
-	if (sk->sk_state == TCP_LISTEN && !vs->native_listen)
-		inet_sk_set_state(sk, TCP_CLOSE);	/* it was ours to set: see vso_listen() */
+	vso_carrier_unlisten(vs, sk);
 	vso_detach(vs, native);
 	vso_sock_put(vs);
 	return native->release(sock);

@@ -138,14 +138,11 @@ int vso_bind(struct socket *sock, vso_sockaddr *uaddr, int len)
 /* the carrier does not listen any more; bound it stays where bind() said so */
 static void vso_listen_undo(struct vso_sock *vs, struct sock *sk)
 {
-	if (READ_ONCE(vs->state) == VSO_ST_GONE)
-		return;		/* shutdown() in another thread did it all */
 	lock_sock(sk);
 	if (vs->native_listen)
 		sk->sk_prot->disconnect(sk, O_NONBLOCK);
-	else
-		inet_sk_set_state(sk, TCP_CLOSE);
 	release_sock(sk);
+	vso_carrier_unlisten(vs, sk);
 	spin_lock_bh(&vs->lock);
 	vs->native_listen = false;
 	if (vs->state == VSO_ST_LISTENING)
@@ -155,34 +152,55 @@ static void vso_listen_undo(struct vso_sock *vs, struct sock *sk)
 	vs->rcv_shut = false;	/* it may still connect */
 }
 
-/* listen on both sides; again on a listener: a new backlog */
+/* the carrier has no address of its own to listen on: SO_ACCEPTCONN shall be true all the same */
+static void vso_carrier_pretend(struct vso_sock *vs, struct sock *sk)
+{
+	lock_sock(sk);
+	if (sk->sk_state == TCP_CLOSE) {
+		inet_sk_set_state(sk, TCP_LISTEN);
+		vs->hand_listen = true;
+	}
+	release_sock(sk);
+}
+
+/*
+ * Listen on both sides; again on a listener: a new backlog. Called under req_mutex, under which alone a listener ends.
+ *
+ * The state is LISTENING before anything is done, so that of this and a connect() in another thread one finds the socket taken.
+ * Return: as listen(); 1: the socket changed hands while we waited for the mutex.
+ */
 static int vso_do_listen(struct vso_sock *vs, struct socket *sock, int backlog)
 {
 	const struct vso_row *row = vs->row;
-	bool first = READ_ONCE(vs->state) == VSO_ST_BOUND;
 	struct sock *sk = sock->sk;
+	bool first;
 	int err;
 
-	if (vs->native_bound) {
-		err = row->native->listen(sock, backlog);
-		if (err)
-			return err;
-	} else if (first) {
-		inet_sk_set_state(sk, TCP_LISTEN);
-	}
 	spin_lock_bh(&vs->lock);
-	if (vs->state != VSO_ST_BOUND && vs->state != VSO_ST_LISTENING) {
+	first = vs->state == VSO_ST_BOUND;
+	if (!first && vs->state != VSO_ST_LISTENING) {
+		err = vs->state == VSO_ST_GONE ? 1 : -EINVAL;	/* another thread's connect() was first */
 		spin_unlock_bh(&vs->lock);
-		return -EINVAL;		/* another thread's connect() was first */
+		return err;
 	}
-	vs->native_listen = vs->native_bound;
-	vs->state = VSO_ST_LISTENING;	/* an ACCEPT may come before the reply is seen here */
+	vs->state = VSO_ST_LISTENING;
 	vs->buf_alloc = max(backlog, 1);
 	if (first) {
 		vs->fwd_cnt = 0;
 		vs->rcv_shut = false;
 	}
 	spin_unlock_bh(&vs->lock);
+	if (vs->native_bound) {
+		err = row->native->listen(sock, backlog);
+		if (err) {
+			if (first)
+				vso_listen_undo(vs, sk);
+			return err;
+		}
+		WRITE_ONCE(vs->native_listen, true);	/* accept() and poll look there from here on */
+	} else if (first) {
+		vso_carrier_pretend(vs, sk);
+	}
 	err = vso_flow_request(vs, VSO_LISTEN, max(backlog, 1), NULL, 0) ?: vso_flow_wait(vs);
 	if (!err && !vs->error && vs->verdict == VSO_OFFLOAD)
 		return 0;
@@ -215,6 +233,8 @@ int vso_listen(struct socket *sock, int backlog)
 		if (!mutex_lock_killable(&vs->req_mutex)) {
 			err = vso_do_listen(vs, sock, backlog);
 			mutex_unlock(&vs->req_mutex);
+			if (err == 1)
+				err = vso_again(sock, listen, backlog);
 		}
 		break;
 	case VSO_ST_CLOSED:

@@ -332,12 +332,13 @@ static int vso_disconnect(struct vso_sock *vs, struct socket *sock, vso_sockaddr
 	if (!vso_native_cancel(vs))
 		return vso_again(sock, connect, uaddr, len, flags);
 	vso_flow_close(vs, VSO_CLOSE_ABORT);
+	mutex_lock(&vs->req_mutex);	/* behind a listen() in another thread, which the closed flow ends */
 	vso_acceptq_flush(vs);
-	if (sk->sk_state == TCP_LISTEN && !vs->native_listen)
-		inet_sk_set_state(sk, TCP_CLOSE);
+	vso_carrier_unlisten(vs, sk);
 	sk->sk_err = 0;
 	sock->state = SS_UNCONNECTED;
 	vso_detach(vs, &vs->row->undecided);
+	mutex_unlock(&vs->req_mutex);
 	return vs->row->native->connect(sock, uaddr, len, flags);
 }
 

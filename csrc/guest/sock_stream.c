@@ -460,13 +460,23 @@ static int vso_listener_shutdown(struct vso_sock *vs, struct socket *sock, int h
 	struct sock *sk = sock->sk;
 	int err = 0;
 
-	vso_flow_close(vs, 0);
-	vso_acceptq_flush(vs);
-	if (vs->native_listen)
-		err = row->native->shutdown(sock, how);
-	else
-		inet_sk_set_state(sk, TCP_CLOSE);
-	vso_detach(vs, &row->undecided);	/* accept() finds it not listening: EINVAL */
+	vso_flow_close(vs, 0);		/* a listen() that waits for the device does not any more */
+	mutex_lock(&vs->req_mutex);
+	switch (READ_ONCE(vs->state)) {
+	case VSO_ST_LISTENING:
+		vso_acceptq_flush(vs);
+		if (vs->native_listen)
+			err = row->native->shutdown(sock, how);
+		vso_carrier_unlisten(vs, sk);
+		vso_detach(vs, &row->undecided);	/* accept() finds it not listening: EINVAL */
+		break;
+	case VSO_ST_GONE:
+		mutex_unlock(&vs->req_mutex);
+		return vso_again(sock, shutdown, how);
+	default:
+		err = -ENOTCONN;	/* that listen() failed */
+	}
+	mutex_unlock(&vs->req_mutex);
 	return err;
 }
 

@@ -21,7 +21,8 @@
  * Locks, outer to inner; each names what it guards:
  *
  *   vso_sock.recv_mutex   the readers' side of rxq: taken while bytes are copied to user memory, never while waiting. recv blocks only recv
- *   vso_sock.req_mutex    one LISTEN or option request of a socket on its way at a time (BIND and CONNECT have a state)
+ *   vso_sock.req_mutex    one LISTEN or option request of a socket on its way at a time (BIND and CONNECT have a state); who ends a
+ *                         listener closes the flow first, so that nobody waits for the device any more, and takes it then
  *   vso_pair.tx_lock      (bh) the from-driver ring, txq, vso_sock.fin_queued: the order of the messages of a flow
  *   vso_sock.lock         (bh) everything else in struct vso_sock that changes
  *   the sock's wait queue
@@ -276,6 +277,7 @@ struct vso_sock {
 	bool was_bound;			/* BIND opened the flow: it outlives a failed connect */
 	bool native_bound;		/* the carrier is bound, too */
 	bool native_listen;		/* the carrier listens, too */
+	bool hand_listen;		/* it does not, but its state was set to TCP_LISTEN by hand (lock_sock) */
 	bool addr_only;			/* datagrams: sendto() names the peer */
 	bool fin_queued;		/* SHUTDOWN or CLOSE is queued: no data after it (pair->tx_lock) */
 	bool snd_shut, rcv_shut;	/* shutdown(): ours */
@@ -365,6 +367,7 @@ void vso_ops_fill(struct vso_row *row);
 int vso_wait_event(struct vso_sock *vs, struct sock *sk, long *timeo, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg,
 		   bool exclusive);
 void vso_acceptq_flush(struct vso_sock *vs);
+void vso_carrier_unlisten(struct vso_sock *vs, struct sock *sk);
 
 /* sock_listen.c */
 int vso_undecided_bind(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len);

@@ -340,6 +340,45 @@ static void threads_that_race_for_one_socket_all_return(void)
 	}
 }
 
+/*
+ * A listen() that waits behind another one, while a shutdown() and a connect() change what the socket is: it may not leave the guest's own
+ * socket listening behind a connection of the device. The kernel would complain on the console when such a socket is freed.
+ */
+static void *relisten_thread(void *arg)
+{
+	pthread_barrier_wait(&race_start);
+	switch ((long)arg % 4) {
+	case 0: case 1: listen(race_fd, 1); break;
+	case 2: shutdown(race_fd, SHUT_RDWR); break;
+	case 3: connect(race_fd, (void *)&peer.ss, peer.len); break;
+	}
+	return NULL;
+}
+
+static void a_listener_that_changes_hands_is_connected_or_listening(void)
+{
+	struct addr any = address("0.0.0.0", "0"), name;
+
+	MUST(pthread_barrier_init(&race_start, NULL, 8) == 0);
+	for (int round = 0; round < 150; round++) {
+		int listens, connected;
+		pthread_t t[8];
+
+		race_fd = socket(AF_INET, SOCK_STREAM, 0);
+		MUST(race_fd >= 0);
+		MUST(bind(race_fd, (void *)&any.ss, any.len) == 0);
+		for (long i = 0; i < 8; i++)
+			MUST(pthread_create(&t[i], NULL, relisten_thread, (void *)(i + round)) == 0);
+		for (int i = 0; i < 8; i++)
+			pthread_join(t[i], NULL);
+		name.len = sizeof(name.ss);
+		connected = getpeername(race_fd, (void *)&name.ss, &name.len) == 0;
+		MUST(getsockopt(race_fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &(socklen_t){ sizeof(listens) }) == 0);
+		MUST(!(listens && connected));
+		close(race_fd);
+	}
+}
+
 static void closing_while_connecting_leaves_nothing_behind(void)
 {
 	char line[512];
@@ -386,6 +425,7 @@ int main(int argc, char **argv)
 	RUN(ulp_and_repair_are_refused);
 	RUN(fast_open_sends_with_the_connect);
 	RUN(threads_that_race_for_one_socket_all_return);
+	RUN(a_listener_that_changes_hands_is_connected_or_listening);
 	RUN(closing_while_connecting_leaves_nothing_behind);
 	return finish_checks();
 }
