@@ -72,6 +72,14 @@ class Chain:
         self.written += done
         return done
 
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> int:
+        """Put ``data`` into the writable part from byte ``offset`` on, as much as fits; returns how many bytes did.
+
+        For what stands behind other things, a status at the end, say. It does not count as ``written``: set that yourself.
+        """
+        with ffi.from_buffer(data) as view:
+            return int(lib.vs_chain_write(self.ptr, offset, view, len(view)))
+
     def complete(self) -> None:
         """Give the chain back with what was written so far. The driver sees it after the next ``vring.flush()``.
 

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "qemu": set(),
     "memory": {"errors", "_core"},
     "ring": {"errors", "_core", "memory"},
+    "fileio": {"errors", "_core", "ring"},
     "proto": {"errors"},
     "dataplane": {"errors", "memory", "ring"},
     "device": {"errors", "_core", "memory", "ring", "proto", "dataplane"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "channel": {"errors", "proto", "recording"},
     "backend": {"errors", "memory", "proto", "device", "offers", "vrings", "channel", "recording"},
     "server": {"errors", "device", "offers", "backend", "recording"},
-    "devices": {"errors", "ring", "device"},
+    "devices": {"errors", "ring", "fileio", "device"},
     "offload": {"errors", "_core", "memory", "ring", "proto", "device"},
     "testing": {"errors", "_core", "memory", "ring", "proto", "device", "recording", "server", "offload"},
     "cli": {
