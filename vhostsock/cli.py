@@ -40,6 +40,7 @@ class Served(NamedTuple):
     help: str
     make: Callable[[argparse.Namespace], Device]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    type: str = ""  # as QEMU's vhost-user.json calls it, where that is not the device's name here
 
 
 class Command(NamedTuple):
@@ -58,6 +59,34 @@ def _make_echo(_options: argparse.Namespace) -> Device:
     from .devices.echo import Echo
 
     return Echo()
+
+
+def _make_blk(options: argparse.Namespace) -> Device:
+    from .devices.blk import Blk
+
+    if options.blk_file is None:
+        raise ValueError("say what to serve: --image FILE")
+    return Blk(
+        options.blk_file,
+        read_only=options.read_only,
+        num_queues=options.num_queues,
+        serial=options.serial,
+        block_size=options.block_size,
+        seg_max=options.seg_max,
+        threads=options.threads,
+        write_through=options.write_through,
+    )
+
+
+def _blk_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", "--blk-file", dest="blk_file", metavar="FILE", help="a raw image file or a block device")
+    parser.add_argument("--read-only", action="store_true", help="refuse writes")
+    parser.add_argument("--num-queues", type=int, default=1, metavar="N", help="most queues for a front-end (default: 1)")
+    parser.add_argument("--serial", default="", metavar="TEXT", help="at most 20 characters, shown in the guest")
+    parser.add_argument("--block-size", type=int, default=512, metavar="N", help="logical block size (default: 512)")
+    parser.add_argument("--seg-max", type=int, default=126, metavar="N", help="buffers a request (default: 126)")
+    parser.add_argument("--threads", type=int, default=8, metavar="N", help="requests in the kernel at once (default: 8)")
+    parser.add_argument("--write-through", action="store_true", help="make each write durable before it completes")
 
 
 def _make_offload(options: argparse.Namespace) -> Device:
@@ -93,6 +122,7 @@ def _check_policy(options: argparse.Namespace) -> None:
 DEVICES = {
     "rng": Served("an entropy source, for the stock virtio-rng driver", _make_rng),
     "echo": Served("answers each request with its own bytes, for trying things out", _make_echo),
+    "blk": Served("a disk from an image file, for the stock virtio-blk driver", _make_blk, _blk_arguments, "block"),
     "offload": Served("the sockets of a guest, as a policy says", _make_offload, _offload_arguments),
 }
 
@@ -132,6 +162,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 async def _serve_device(device: Device, path: str | None, fd: int | None, tap: Tap) -> None:
+    from .device import Device
     from .server import Server
 
     loop = asyncio.get_running_loop()
@@ -139,6 +170,8 @@ async def _serve_device(device: Device, path: str | None, fd: int | None, tap: T
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
         loop.add_signal_handler(signal.SIGUSR1, device.report)
+        if type(device).reload is not Device.reload:  # a device without it ends when its terminal goes, as any program
+            loop.add_signal_handler(signal.SIGHUP, device.reload)
         print(f"listening on {server.address}", flush=True)
         await server.serve_forever()
 
@@ -153,8 +186,8 @@ def _capabilities_of(argv: Sequence[str]) -> str | None:
         return None
     parser = argparse.ArgumentParser(add_help=False)
     DEVICES[argv[1]].add_arguments(parser)
-    options = vars(parser.parse_args([]))
-    return json.dumps({"type": argv[1], "features": sorted(name.replace("_", "-") for name in options)})
+    features = sorted(name.replace("_", "-") for name in vars(parser.parse_args([])))
+    return json.dumps({"type": DEVICES[argv[1]].type or argv[1], "features": features})
 
 
 def _passed_fd() -> int:

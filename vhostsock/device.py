@@ -112,6 +112,9 @@ class Device:
         that was never used, say) cannot be told from a pause.
         """
 
+    def reload(self) -> None:
+        """Look again at what was opened or read at the start: ``vhostsock serve`` calls this on SIGHUP, if it is overridden."""
+
     def report(self) -> None:
         """Log the device's figures, if it keeps any: ``vhostsock serve`` calls this on SIGUSR1."""
 

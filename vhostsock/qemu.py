@@ -9,6 +9,7 @@ rings, so which device carries them is a row here and nowhere an ``if``:
 | `fs`      | 5.0+, all distributions | 1 + num-request-queues, so ask for 2N-1 | virtio id 26, a tag that starts "vhostsock"  |
 | `generic` | 10.2+ (creatable there) | num_vqs = 2N                            | virtio id 39, which no stock driver claims   |
 | `rng`     | 6.0+                    | its one queue; for the rng device       | virtio id 4, the stock virtio-rng driver     |
+| `blk`     | 4.0+                    | --queues; for the blk device            | virtio id 2, the stock virtio-blk driver     |
 
 vhost-user needs guest memory that the back-end can map, so the memory object is part of the answer.
 
@@ -31,7 +32,7 @@ MAX_PAIRS = 64
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """One QEMU device that can carry our rings. ``device`` may use {chardev}, {id}, {tag}, {rings} and {virtio_id}."""
+    """One QEMU device that can carry our rings. ``device`` may use {chardev}, {id}, {tag}, {rings}, {queues}, {virtio_id}."""
 
     device: str
     since: str
@@ -39,6 +40,8 @@ class Carrier:
     paired: bool = True
     extra_rings: int = 0  # rings the device adds to those it is asked for
     virtio_id: int | None = None  # default of a device that can take any id
+    max_queues: int = 1  # of a device that counts queues and not pairs of rings
+    reconnects: bool = False  # QEMU keeps the guest's device while the back-end is away
 
 
 CARRIERS = {
@@ -51,6 +54,10 @@ CARRIERS = {
         "10.2", "socket offload, or any device with --virtio-id", virtio_id=39,
     ),
     "rng": Carrier("vhost-user-rng-pci,id={id},chardev={chardev}", "6.0", "the rng device, for the stock driver", paired=False),
+    "blk": Carrier(
+        "vhost-user-blk-pci,id={id},chardev={chardev},num-queues={queues}",
+        "4.0", "the blk device, for the stock driver", paired=False, max_queues=64, reconnects=True,
+    ),
 }  # fmt: skip
 
 
@@ -62,17 +69,29 @@ def qemu_args(
     memory: str = "256M",
     name: str = "vhostsock0",
     virtio_id: int | None = None,
+    queues: int = 1,
+    reconnect: int = 0,
+    reconnect_ms: int = 0,
 ) -> list[str]:
     """The arguments that attach the back-end listening on ``socket_path``, shared guest memory included.
 
     ``pairs`` is in ring pairs (1..64), ``memory`` in QEMU's notation ("256M"), ``name`` becomes the device's id (for
-    ``device_del``) and the carrier's tag. ValueError names what is wrong with an argument and what it may be.
+    ``device_del``) and the carrier's tag. ``queues`` is for carriers that count queues and not pairs. ``reconnect``: seconds
+    after which QEMU looks for a back-end that went away; ``reconnect_ms``: the same in milliseconds, for QEMU 9.2 and later
+    (11.1 knows the other no more). ValueError names what is wrong with an argument and what it may be.
     """
     row = CARRIERS.get(carrier)
     if row is None:
         raise ValueError(f"carrier {carrier!r} is unknown; there are {', '.join(CARRIERS)}")
     if not 1 <= pairs <= (MAX_PAIRS if row.paired else 1):
         raise ValueError(f"carrier {carrier}: {pairs} ring pairs; may be 1..{MAX_PAIRS if row.paired else 1}")
+    if not 1 <= queues <= row.max_queues:
+        raise ValueError(f"carrier {carrier}: {queues} queues; may be 1..{row.max_queues}")
+    if (reconnect or reconnect_ms) and not row.reconnects:
+        able = ", ".join(key for key, other in CARRIERS.items() if other.reconnects)
+        raise ValueError(f"carrier {carrier} cannot reconnect; {able} can")
+    if reconnect < 0 or reconnect_ms < 0 or (reconnect and reconnect_ms):
+        raise ValueError(f"reconnect {reconnect} s, {reconnect_ms} ms: give one of the two, greater than 0")
     if not re.fullmatch(r"[1-9][0-9]*[MG]", memory):
         raise ValueError(f"memory {memory!r}: write a number and M or G, for example 256M")
     if not re.fullmatch(r"vhostsock[A-Za-z0-9_-]{0,27}", name):  # a virtiofs tag is 36 bytes
@@ -80,14 +99,16 @@ def qemu_args(
     if virtio_id is not None and row.virtio_id is None:
         raise ValueError(f"carrier {carrier} has a fixed virtio id; --virtio-id goes with carrier generic")
     device = row.device.format(
-        chardev=f"{name}-socket", id=name, tag=name, rings=2 * pairs - row.extra_rings, virtio_id=virtio_id or row.virtio_id
-    )
+        chardev=f"{name}-socket", id=name, tag=name, rings=2 * pairs - row.extra_rings, queues=queues,
+        virtio_id=virtio_id or row.virtio_id,
+    )  # fmt: skip
     escaped = socket_path.replace(",", ",,")  # how QEMU's option syntax writes a comma
+    again = f",reconnect={reconnect}" if reconnect else f",reconnect-ms={reconnect_ms}" if reconnect_ms else ""
     return [
         "-m", memory,
         "-object", f"memory-backend-memfd,id=vhostsock-memory,size={memory},share=on",
         "-machine", "memory-backend=vhostsock-memory",
-        "-chardev", f"socket,id={name}-socket,path={escaped}",
+        "-chardev", f"socket,id={name}-socket,path={escaped}{again}",
         "-device", device,
     ]  # fmt: skip
 
@@ -98,6 +119,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--socket-path", required=True, metavar="PATH", help="where the back-end listens")
     parser.add_argument("--carrier", default="fs", choices=list(CARRIERS), help=f"the QEMU device, default fs. {rows}")
     parser.add_argument("--pairs", type=int, default=1, metavar="N", help="ring pairs, default 1")
+    parser.add_argument("--queues", type=int, default=1, metavar="N", help="queues of the device, for carrier blk; default 1")
+    parser.add_argument("--reconnect", type=int, default=0, metavar="S", help="look for a back-end that went, every S seconds")
+    parser.add_argument("--reconnect-ms", type=int, default=0, metavar="MS", help="the same from QEMU 9.2 on, in milliseconds")
     parser.add_argument("--memory", default="256M", metavar="SIZE", help="guest memory, default 256M")
     parser.add_argument("--name", default="vhostsock0", help="id and tag of the device, default vhostsock0")
     parser.add_argument("--virtio-id", type=int, metavar="ID", help="carrier generic only: the device type, default 39")
@@ -113,6 +137,9 @@ def run(options: argparse.Namespace) -> str:
         memory=options.memory,
         name=options.name,
         virtio_id=options.virtio_id,
+        queues=options.queues,
+        reconnect=options.reconnect,
+        reconnect_ms=options.reconnect_ms,
     )
     return "\n".join(args) if options.one_per_line else shlex.join(args)
 

@@ -142,7 +142,11 @@ def test_capabilities_are_printed_whatever_else_is_on_the_command_line(device: s
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     capabilities = json.loads(done.stdout)
-    assert capabilities == {"type": device, "features": ["name", "pairs", "policy"] if device == "offload" else []}
+    features = {
+        "offload": ["name", "pairs", "policy"],
+        "blk": ["blk-file", "block-size", "num-queues", "read-only", "seg-max", "serial", "threads", "write-through"],
+    }
+    assert capabilities == {"type": {"blk": "block"}.get(device, device), "features": features.get(device, [])}
 
 
 def test_a_capability_is_an_option() -> None:

@@ -43,6 +43,16 @@ def test_generic_takes_any_virtio_id() -> None:
     assert "virtio-id=18" in device(qemu_args("/s", carrier="generic", virtio_id=18)).split(",")
 
 
+def test_blk_is_asked_for_queues() -> None:
+    assert "num-queues=4" in device(qemu_args("/s", carrier="blk", queues=4)).split(",")
+
+
+@pytest.mark.parametrize(("options", "chardev"), [({}, ""), ({"reconnect": 1}, ",reconnect=1"),
+                                                  ({"reconnect_ms": 250}, ",reconnect-ms=250")])  # fmt: skip
+def test_blk_can_outlive_its_back_end(options: dict[str, int], chardev: str) -> None:
+    assert f"socket,id=vhostsock0-socket,path=/s{chardev}" in qemu_args("/s", carrier="blk", **options)  # type: ignore[arg-type]
+
+
 def test_comma_in_the_path_is_escaped_for_qemu() -> None:
     assert "socket,id=vhostsock0-socket,path=/tmp/a,,b c" in qemu_args("/tmp/a,b c")
 
@@ -57,6 +67,10 @@ def test_comma_in_the_path_is_escaped_for_qemu() -> None:
         ({"memory": "lots"}, "256M"),
         ({"name": "eth0"}, "vhostsock"),
         ({"virtio_id": 18}, "generic"),
+        ({"carrier": "fs", "queues": 2}, r"1\.\.1"),
+        ({"carrier": "blk", "queues": 65}, r"1\.\.64"),
+        ({"carrier": "fs", "reconnect": 1}, "blk can"),
+        ({"carrier": "blk", "reconnect": 1, "reconnect_ms": 1}, "one of the two"),
     ],
 )
 def test_wrong_argument_is_named_with_what_it_may_be(wrong: dict[str, object], named: str) -> None:
