@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The stock virtio-blk driver of a stock kernel, on QEMU's vhost-user-blk-pci, served by our disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.vm import Backend, Vm, script, wait_until
+
+HERE = Path(__file__).resolve().parent
+SIZE = 32 << 20
+KNOWN = 8 << 20  # bytes at the start of the image that the host has written
+FEATURES = {"packed": 34, "flush": 9, "discard": 13, "write zeroes": 14, "multi-queue": 12}
+
+
+@pytest.fixture(scope="session")
+def disk_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Busybox, stock modules, and the program that loads a disk."""
+    script("fetch-qemu")
+    out = tmp_path_factory.mktemp("initramfs") / "disk.cpio"
+    return script("mkinitramfs", "--program", str(HERE / "guest" / "disk_load.c"), "-o", str(out))
+
+
+class Disk:
+    """An image, the back-end that serves it, and a guest that has it as /dev/vda."""
+
+    def __init__(self, image: Path, backend: Backend, vm: Vm) -> None:
+        self.image = image
+        self.backend = backend
+        self.vm = vm
+
+    def feature(self, name: str) -> bool:
+        features = self.vm.run("cat /sys/bus/virtio/drivers/virtio_blk/virtio*/features").text  # a digit a bit, bit 0 first
+        return features[FEATURES[name]] == "1"
+
+    def sectors(self) -> int:
+        return int(self.vm.run("cat /sys/block/vda/size").text)
+
+    def check(self) -> None:
+        """The guest reads what the host has, and the host what the guest wrote."""
+        want = hashlib.sha256(self.image.read_bytes()[:KNOWN]).hexdigest()
+        assert self.vm.run("dd if=/dev/vda iflag=direct bs=1M count=8 2>/dev/null | sha256sum").text.split()[0] == want
+        data = random.randbytes(1 << 20)
+        self.vm.run("dd of=/dev/vda oflag=direct iflag=fullblock bs=256k seek=100 2>/dev/null", input=data)
+        assert self.image.read_bytes()[25 << 20 :][: 1 << 20] == data
+
+
+def new_image(path: Path) -> Path:
+    path.write_bytes(random.randbytes(KNOWN))
+    os.truncate(path, SIZE)
+    return path
+
+
+NewDisk = Callable[..., Disk]
+CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # name: (options of serve, options of boot)
+    "split": ((), ()),
+    "packed, two queues": (
+        ("--num-queues", "2"), ("--smp", "2", "--queues", "2", "--", "-global", "vhost-user-blk-pci.packed=on"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CASES)
+def disk(request: pytest.FixtureRequest, disk_initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    serve, boot = CASES[request.param]
+    folder = tmp_path_factory.mktemp("disk")
+    image = new_image(folder / "image")
+    with (
+        Backend(folder, "blk", "--image", image, "--serial", "number-1", *serve) as backend,
+        Vm(folder, disk_initramfs, "--socket", backend.socket, "--carrier", "blk", *boot) as vm,
+    ):
+        disk = Disk(image, backend, vm)
+        assert disk.feature("packed") == ("packed" in request.param)
+        assert disk.feature("multi-queue") == ("queues" in request.param)
+        yield disk
+
+
+def test_stock_driver_shows_the_disk_as_it_is(disk: Disk) -> None:
+    assert disk.sectors() == SIZE // 512
+    assert disk.vm.run("cat /sys/block/vda/serial").text == "number-1"
+    assert disk.vm.run("cat /sys/block/vda/queue/write_cache").text == "write back"
+    assert disk.vm.run("ls /sys/block/vda/mq").text.split() == (["0", "1"] if disk.feature("multi-queue") else ["0"])
+    for name in ("discard_max_bytes", "write_zeroes_max_bytes"):
+        assert int(disk.vm.run(f"cat /sys/block/vda/queue/{name}").text) > 0
+
+
+def test_data_go_both_ways(disk: Disk) -> None:
+    disk.check()
+
+
+def test_a_sync_in_the_guest_is_a_flush_here(disk: Disk) -> None:
+    before = disk.backend.stats("blk")["flushes"]
+    disk.vm.run("dd if=/dev/zero of=/dev/vda bs=4k count=1 seek=7000 conv=fsync 2>/dev/null")
+    assert disk.backend.stats("blk")["flushes"] > before
+
+
+def test_discard_in_the_guest_frees_space_here(disk: Disk) -> None:
+    disk.vm.run("dd if=/dev/urandom of=/dev/vda bs=1M seek=16 count=4 conv=fsync 2>/dev/null")
+    os.sync()
+    before = disk.image.stat().st_blocks
+    disk.vm.run(f"blkdiscard -o {16 << 20} -l {4 << 20} /dev/vda")
+    assert disk.image.stat().st_blocks == before - (4 << 20) // 512
+    assert disk.image.read_bytes()[16 << 20 : 20 << 20] == bytes(4 << 20)
+    disk.check()
+
+
+def test_load_from_many_threads_is_right_over_pauses(disk: Disk) -> None:
+    with load(disk.vm):
+        for _ in range(5):
+            disk.vm.pause()
+            disk.vm.resume()
+            disk.vm.run("true")
+
+
+class load:
+    """disk_load runs in the guest within the block, and must have found every byte right at its end."""
+
+    def __init__(self, vm: Vm, threads: int = 8) -> None:
+        self.vm = vm
+        vm.run("rm -f /tmp/stop")
+        self.command = vm.start(f"disk_load /dev/vda {threads} /tmp/stop", timeout=200)
+
+    def __enter__(self) -> load:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: object) -> None:
+        self.vm.run("touch /tmp/stop", check=kind is None)
+        if kind is None:
+            assert self.command.wait().text.startswith("good: ")
+
+
+def test_the_guest_sees_a_disk_that_grows(disk: Disk) -> None:
+    os.truncate(disk.image, 2 * SIZE)
+    disk.backend.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: disk.sectors() == 2 * SIZE // 512, "the guest knows the new size")
+    disk.vm.run("dd if=/dev/zero of=/dev/vda oflag=direct bs=1M seek=63 count=1 2>/dev/null")
+
+
+def test_reset_in_the_middle_of_load_then_the_disk_works_again(disk: Disk) -> None:
+    disk.vm.run("rm -f /tmp/stop")
+    disk.vm.start("disk_load /dev/vda 8 /tmp/stop")
+    wait_until(lambda: disk.backend.stats("blk")["under_way"] > 0, "requests are under way")
+    disk.vm.reset()
+    wait_until(lambda: disk.vm.run("test -b /dev/vda", check=False).status == 0, "the new system has the disk")
+    disk.image.write_bytes(random.randbytes(KNOWN) + bytes(SIZE - KNOWN))
+    disk.check()
+
+
+def test_unplugged_disk_is_gone_and_the_back_end_serves_the_next(disk: Disk) -> None:
+    disk.vm.unplug()
+    wait_until(lambda: disk.vm.run("test -e /dev/vda", check=False).status, "the guest lets the disk go")
+    address = {"type": "unix", "data": {"path": str(disk.backend.socket)}}
+    disk.vm.qmp.execute("chardev-remove", id="vhostsock0-socket")
+    disk.vm.qmp.execute("chardev-add", id="again", backend={"type": "socket", "data": {"addr": address, "server": False}})
+    disk.vm.qmp.execute("device_add", driver="vhost-user-blk-pci", chardev="again", id="vhostsock1")
+    wait_until(lambda: disk.vm.run("test -b /dev/vda", check=False).status == 0, "the plugged disk is driven")
+    disk.check()
