@@ -2,7 +2,7 @@
 """One front-end's connection: reads it, and has each event of the protocol session carried out by the part that it concerns.
 
     vrings.py     rings and their states        channel.py    messages to the front-end
-    here          the socket, guest memory, config space
+    state.py      the device's state            here          the socket, guest memory, config space, what only devices know
 
 Everything of the connection is given back in ``_close``, however it ended: rings stopped, memory unmapped, descriptors closed.
 """
@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import socket
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -24,11 +26,15 @@ from .memory import MemoryMap
 from .offers import session_config
 from .proto import Session, events, wire
 from .recording import Tap
+from .shmem import SharedMemory
+from .state import Transfer
 from .vrings import Vrings
 
 __all__ = ["Backend", "session_config"]
 
 log = logging.getLogger("vhostsock.server")
+
+MTU_MIN, MTU_MAX = 68, 65535  # virtio 1.3, 5.1.4.1
 
 
 class Backend:
@@ -40,8 +46,9 @@ class Backend:
         self._tap = tap or Tap()
         self._loop = asyncio.get_running_loop()
         self._session = Session(session_config(device))
-        self._vrings = Vrings(device, self._fail, self._tap)
-        self._channel = Channel(self._tap)
+        self._channel = Channel(self._session, self._fail, self._tap)
+        self._vrings = Vrings(device, self._session, self._channel, self._fail, self._tap)
+        self._transfer = Transfer()
         self._error: Exception | None = None
         self._readable: asyncio.Future[None] | None = None
 
@@ -51,7 +58,8 @@ class Backend:
         self._tap.connected(self._session.config)
         try:
             self._sock.setblocking(False)
-            self._device._config_listener = self._channel.config_changed
+            self._device._channel = self._channel
+            self._device._shared_memory = SharedMemory(self._device.shmem)
             self._device.acked_features = 0
             await self._device.connected()
             while True:
@@ -66,7 +74,8 @@ class Backend:
                 output = self._session.take_output()
                 if output:
                     self._tap.sent(output)
-                    await self._loop.sock_sendall(self._sock, output)
+                    await self._send(output)
+                self._channel.pump()
                 # None of the above has to wait while the front-end goes on sending: let the others have their turn.
                 await asyncio.sleep(0)
         except Exception as error:
@@ -96,6 +105,18 @@ class Backend:
                 finally:
                     self._loop.remove_reader(self._sock)
 
+    async def _send(self, data: bytes) -> None:
+        fds = self._session.take_output_fds()
+        try:
+            if fds:  # a reply of some bytes, on a socket whose reader waits for it: it has room, or the front-end is broken
+                data = data[socket.send_fds(self._sock, [data], [fd.fileno() for fd in fds], socket.MSG_NOSIGNAL) :]
+        except BlockingIOError:
+            raise FrontendError("the front-end asks for descriptors and does not read its replies") from None
+        finally:
+            for fd in fds:
+                fd.close()
+        await self._loop.sock_sendall(self._sock, data)
+
     def _wake(self) -> None:
         if self._readable and not self._readable.done():
             self._readable.set_result(None)
@@ -119,8 +140,9 @@ class Backend:
             self._session.done(value)
 
     async def _device_reset(self, _event: events.DeviceReset) -> None:
+        await self._transfer.cancel("the device is reset")
         await self._vrings.reset()
-        self._device.reset()
+        self._device._was_reset()
 
     async def _memory_table(self, event: events.MemoryTable) -> None:
         with contextlib.ExitStack() as made:
@@ -149,9 +171,53 @@ class Backend:
     async def _config_write(self, event: events.ConfigWrite) -> None:
         self._device.write_config(event.offset, event.data, event.flags)
 
+    async def _announce(self, event: events.Announce) -> None:
+        mac = wire.U64.build(event.value)[:6]
+        if mac[0] & 1 or not any(mac):
+            raise FrontendError(f"SEND_RARP: {mac.hex(':')} is not the address of one station")
+        self._device.announce(mac)
+
+    async def _set_mtu(self, event: events.MtuSet) -> None:
+        if not MTU_MIN <= event.value <= MTU_MAX:
+            raise FrontendError(f"NET_SET_MTU: {event.value} is not from {MTU_MIN} to {MTU_MAX}")
+        self._device.set_mtu(event.value)
+
+    async def _shared_object(self, event: events.SharedObject) -> events.WithFd:
+        name = uuid.UUID(bytes=event.uuid)
+        fd = self._device.shared_object(name)
+        if fd is None:
+            raise RequestError(f"{type(self._device).__name__} has no shared object {name}")
+        return events.WithFd(None, events.OwnedFd(os.dup(fd)))
+
+    async def _state_transfer(self, event: events.StateTransfer) -> None:
+        if event.phase:
+            raise FrontendError(f"SET_DEVICE_STATE_FD: migration phase {event.phase}; only 0 (stopped) is known")
+        if self._vrings.any_started:
+            raise FrontendError("SET_DEVICE_STATE_FD while rings are started: a device's state moves while it is suspended")
+        limit = self._device.state_limit
+        if event.direction == wire.TransferDirection.SAVE:
+            self._transfer.save(event.fd.fileno(), self._device.save_state, limit)
+        elif event.direction == wire.TransferDirection.LOAD:
+            self._transfer.load(event.fd.fileno(), self._device.load_state, limit)
+        else:
+            raise FrontendError(f"SET_DEVICE_STATE_FD: direction {event.direction} is neither 0 (save) nor 1 (load)")
+        event.fd.take()
+
+    async def _state_check(self, _event: events.StateCheck) -> None:
+        await self._transfer.check()
+
+    async def _ring_starts(self, event: events.VringKick | events.VringInbandKick) -> None:
+        await self._transfer.cancel("a ring starts")
+        if isinstance(event, events.VringKick):
+            await self._vrings.set_kick(event)
+        else:
+            await self._vrings.inband_kick(event)
+
     async def _close(self) -> None:
-        self._device._config_listener = None
+        self._device._channel = None
+        self._device._shared_memory = None
         self._sock.close()
+        await self._transfer.close()
         try:
             await self._vrings.close()
         finally:
@@ -186,10 +252,16 @@ _HANDLERS: dict[type[events.Event], Callable[[Backend, Any], Awaitable[Any]]] = 
     events.VringBase: lambda backend, event: backend._vrings.set_base(event),
     events.VringStop: lambda backend, event: backend._vrings.get_base(event),
     events.VringEnable: lambda backend, event: backend._vrings.set_enable(event),
-    events.VringKick: lambda backend, event: backend._vrings.set_kick(event),
+    events.VringKick: Backend._ring_starts,
+    events.VringInbandKick: Backend._ring_starts,
     events.VringCall: lambda backend, event: backend._vrings.set_call(event),
     events.VringErr: lambda backend, event: backend._vrings.set_err(event),
     events.BackendChannel: Backend._backend_channel,
     events.ConfigRead: Backend._config_read,
     events.ConfigWrite: Backend._config_write,
+    events.Announce: Backend._announce,
+    events.MtuSet: Backend._set_mtu,
+    events.SharedObject: Backend._shared_object,
+    events.StateTransfer: Backend._state_transfer,
+    events.StateCheck: Backend._state_check,
 }

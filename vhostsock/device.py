@@ -5,7 +5,8 @@ A device knows nothing of sockets and of the vhost-user protocol. The server cal
 
     connected()
         queue_started(q) ... queue_draining(q), queue_stopped(q)      any number of times, per queue
-        read_config, write_config, reset                              any time
+        read_config, write_config, reset, announce, set_mtu           any time
+        save_state, load_state                                        while all queues are stopped
     disconnected()                                                    all queues are stopped then
 
 A queue is *started* when the front-end has set it up and enabled it, and stopped before anything of it changes: on pause,
@@ -16,14 +17,26 @@ reset, a change of its addresses, or when the front-end goes. In between its cha
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import ClassVar
+import errno
+import uuid
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from .dataplane import DataPlane, Queue
 from .errors import RequestError, UsageError
+from .proto import wire
 from .ring import Chain
+from .shmem import SharedMemory
+from .state import StateReader, StateWriter
 
 __all__ = ["Device", "Queue"]
+
+
+class _Channel(Protocol):
+    """What a device needs of the back-end channel (channel.py)."""
+
+    def notify(self, request: wire.BackendRequest, value: Any = None, *, key: object = None, ack: bool = False) -> None: ...
+    async def call(self, request: wire.BackendRequest, value: Any = None, *, fd: int = -1) -> int: ...
 
 
 class Device:
@@ -34,6 +47,10 @@ class Device:
     max_queue_size    descriptors; a front-end that asks for larger queues is refused
     features          the device type's own feature bits (0..23, 50..63); ring features are the library's
     packed            offer packed rings too; the front-end and the driver choose. For all that uses Vring and Chain alone
+    inband            offer kicks and calls by messages, for simulations: slow, and a front-end has to want it
+    shared_objects    exchange dma-bufs with other devices of the machine: see ``shared_object`` and ``share_object``
+    shmem             sizes in bytes of shared memory regions by their ids (virtio 1.3, 2.10), whole pages: see ``shmem_map``
+    state_limit       bytes that ``save_state`` may write, and that ``load_state`` is given at most
     config            the config space, up to 256 bytes, for devices whose config never changes
     acked_features    what of all offered feature bits the driver took; set by the server, before a queue starts
     concurrency       ``handle`` calls under way at once, per queue; more chains wait in the ring
@@ -46,11 +63,16 @@ class Device:
     features: int = 0
     acked_features: int = 0
     packed: bool = False
+    inband: bool = False
+    shared_objects: bool = False
+    shmem: Mapping[int, int] = {}
+    state_limit: int = 64 << 20
     config: bytes = b""
     concurrency: int = 64
     stop_timeout: float = 1.0
 
-    _config_listener: Callable[[], None] | None = None
+    _channel: _Channel | None = None  # of the front-end that is connected
+    _shared_memory: SharedMemory | None = None  # what it has mapped
 
     # ---- requests: override one of the two
 
@@ -93,8 +115,98 @@ class Device:
 
         Nothing happens while no front-end is connected, or one that opened no channel for it.
         """
-        if self._config_listener:
-            self._config_listener()
+        if self._channel:
+            self._channel.notify(wire.BackendRequest.CONFIG_CHANGE_MSG)
+
+    # ---- network devices
+
+    def announce(self, mac: bytes) -> None:
+        """The guest with this MAC address (6 bytes) has moved here, and its driver does not say so itself: tell the network.
+
+        Offered (RARP) by a device that overrides it.
+        """
+        raise RequestError(f"{type(self).__name__} has no network to tell")
+
+    def set_mtu(self, mtu: int) -> None:
+        """The guest is told this MTU, 68 to 65535 bytes. RequestError when the device cannot have it.
+
+        Offered (NET_MTU) by a device that overrides it.
+        """
+        raise RequestError(f"{type(self).__name__} has no MTU")
+
+    # ---- shared objects (the vhost-user document, VHOST_USER_BACKEND_SHARED_OBJECT_ADD)
+
+    def shared_object(self, name: uuid.UUID) -> int | None:
+        """The dma-buf that was shared under this name: a descriptor, which stays the device's. None: there is none."""
+        return None
+
+    async def share_object(self, name: uuid.UUID) -> None:
+        """Tell the front-end that this device has an object of that name, which others will then ask ``shared_object`` for."""
+        await self._call(wire.BackendRequest.SHARED_OBJECT_ADD, {"uuid": name.bytes})
+
+    async def unshare_object(self, name: uuid.UUID) -> None:
+        await self._call(wire.BackendRequest.SHARED_OBJECT_REMOVE, {"uuid": name.bytes})
+
+    async def lookup_object(self, name: uuid.UUID) -> int:
+        """The descriptor of an object of another device; the caller closes it. OSError (EREMOTEIO) when nobody has one."""
+        fd = await self._call(wire.BackendRequest.SHARED_OBJECT_LOOKUP, {"uuid": name.bytes})
+        if fd < 0:
+            raise OSError(errno.EREMOTEIO, f"the front-end found {name} and sent no descriptor")
+        return fd
+
+    # ---- shared memory regions
+
+    async def shmem_map(
+        self, shmid: int, offset: int, size: int, fd: int, *, fd_offset: int = 0, writable: bool = True
+    ) -> None:
+        """Show the guest ``size`` bytes of ``fd`` from ``fd_offset`` on, at ``offset`` of region ``shmid``.
+
+        ``fd`` stays the caller's. UsageError where something is mapped already, and outside of the region. A reset unmaps all.
+        """
+        memory = self._memory_of(shmid)
+        memory.take(shmid, offset, size)
+        try:
+            await self._call(wire.BackendRequest.SHMEM_MAP, _mmap(shmid, offset, size, fd_offset, writable), fd=fd)
+        except BaseException:
+            memory.drop(shmid, offset)
+            raise
+
+    async def shmem_unmap(self, shmid: int, offset: int, size: int) -> None:
+        """Take back one whole mapping. UsageError for anything else."""
+        memory = self._memory_of(shmid)
+        memory.check(shmid, offset, size)
+        await self._call(wire.BackendRequest.SHMEM_UNMAP, _mmap(shmid, offset, size, 0, False))
+        memory.drop(shmid, offset)
+
+    def _memory_of(self, shmid: int) -> SharedMemory:
+        if not self._shared_memory:
+            raise OSError(errno.ENOTCONN, f"shared memory region {shmid}: no front-end is connected")
+        return self._shared_memory
+
+    async def _call(self, request: wire.BackendRequest, value: Any, *, fd: int = -1) -> int:
+        """A message to the front-end and its answer: channel.Channel.call says how it fails.
+
+        It waits while the device is suspended (paused, or not started yet), so do not await it in ``connected``.
+        """
+        if not self._channel:
+            raise OSError(errno.ENOTCONN, f"{request.name}: no front-end is connected")
+        return await self._channel.call(request, value, fd=fd)
+
+    # ---- migration
+
+    async def save_state(self, stream: StateWriter) -> None:
+        """Write what another instance of the device needs to go on in this one's place. All queues are stopped.
+
+        What an exception says is logged, and the migration fails. Offered (DEVICE_STATE) by a device that overrides both.
+        """
+        raise UsageError(f"{type(self).__name__} does not override save_state")
+
+    async def load_state(self, stream: StateReader) -> None:
+        """Become what ``save_state`` wrote. No queue was started yet, and the driver's features are not known yet.
+
+        The bytes are from the other side of a migration: check them as you would a guest's.
+        """
+        raise UsageError(f"{type(self).__name__} does not override load_state")
 
     # ---- life
 
@@ -114,6 +226,12 @@ class Device:
 
     def reload(self) -> None:
         """Look again at what was opened or read at the start: ``vhostsock serve`` calls this on SIGHUP, if it is overridden."""
+
+    def _was_reset(self) -> None:
+        """A reset, as the server tells of it: the front-end has unmapped the shared memory regions."""
+        if self._shared_memory:
+            self._shared_memory.clear()
+        self.reset()
 
     def report(self) -> None:
         """Log the device's figures, if it keeps any: ``vhostsock serve`` calls this on SIGUSR1."""
@@ -138,3 +256,7 @@ class Device:
     def quiesced(self) -> contextlib.AbstractContextManager[None]:
         """Held while the server changes a live vring's call fd or the memory map. For data planes on another thread."""
         return contextlib.nullcontext()
+
+
+def _mmap(shmid: int, offset: int, size: int, fd_offset: int, writable: bool) -> dict[str, int]:
+    return {"shmid": shmid, "fd_offset": fd_offset, "shm_offset": offset, "len": size, "flags": int(writable)}

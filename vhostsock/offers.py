@@ -16,6 +16,7 @@ from .device import Device
 from .errors import UsageError
 from .proto import SessionConfig, wire
 from .proto.features import DEVICE_FEATURES, RING_FEATURES, ProtocolFeature, VirtioFeature, names
+from .shmem import check_sizes
 
 __all__ = ["OFFERS", "Offer", "session_config"]
 
@@ -42,6 +43,11 @@ class Offer:
     text: str = ""
 
 
+
+def _overrides(device: Device, *hooks: str) -> bool:
+    return all(getattr(type(device), hook) is not getattr(Device, hook) for hook in hooks)
+
+
 OFFERS = (
     Offer("", lambda _: True, RING_FEATURES, text="rings in any of the usual ways"),
     Offer(
@@ -52,8 +58,23 @@ OFFERS = (
     ),
     # QEMU 7.2 warns when it is offered without being used
     Offer("config or read_config", lambda d: d.has_config, protocol=_P.CONFIG, text="a config space"),
+    Offer(
+        "save_state and load_state", lambda d: _overrides(d, "save_state", "load_state"),
+        protocol=_P.DEVICE_STATE, text="migration with the device's own state",
+    ),
+    Offer("announce", lambda d: _overrides(d, "announce"), protocol=_P.RARP, text="telling the network where the guest went"),
+    Offer("set_mtu", lambda d: _overrides(d, "set_mtu"), protocol=_P.NET_MTU, text="the MTU that the guest is told"),
+    Offer(
+        "shared_objects = True", lambda d: d.shared_objects,
+        protocol=_P.SHARED_OBJECT | _P.BACKEND_SEND_FD, text="dma-bufs shared among devices",
+    ),
+    Offer(
+        "shmem", lambda d: bool(d.shmem),
+        protocol=_P.SHMEM_MAP | _P.BACKEND_SEND_FD, text="shared memory regions",
+    ),
+    Offer("inband = True", lambda d: d.inband, protocol=_P.INBAND_NOTIFICATIONS, text="kicks and calls as messages"),
     Offer("packed = True", lambda d: d.packed, _V.RING_PACKED, text="packed rings"),
-)
+)  # fmt: skip
 
 
 def session_config(device: Device) -> SessionConfig:
@@ -64,9 +85,11 @@ def session_config(device: Device) -> SessionConfig:
         raise UsageError(f"{name}.features: {names(reserved)}: a device chooses among bits 0 to 23 and 50 to 63")
     if len(device.config) > wire.CONFIG_MAX:
         raise UsageError(f"{name}.config has {len(device.config)} bytes; {wire.CONFIG_MAX} is all that a front-end can read")
+    if _overrides(device, "save_state") != _overrides(device, "load_state"):
+        raise UsageError(f"{name} overrides one of save_state and load_state: it needs both to be migrated, or neither")
     features, protocol = device.features, _NO_PROTOCOL
     for offer in OFFERS:
         if offer.applies(device):
             features |= offer.virtio
             protocol |= offer.protocol
-    return SessionConfig(features, protocol, device.num_queues)
+    return SessionConfig(features, protocol, device.num_queues, shmem=check_sizes(device.shmem))

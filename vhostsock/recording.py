@@ -8,6 +8,7 @@ A recording is one JSON object a line. The first says what the file is; the rest
     {"t": .., "kind": "->", "request": 5, "flags": 1, "size": 40, "payload": "hex", "fds": ["/memfd:ram size=0x1000 seals=0x7"]}
     {"t": .., "kind": "<-", ...}     our reply, with the same members and no fds
     {"t": .., "kind": "=>", ...}     our message on the back-end channel
+    {"t": .., "kind": "<=", ...}     the front-end's answer there, with its fds
     {"t": .., "kind": "==", "text": "ring 0 started"}
 
 Payloads are kept as they were on the wire, so that a message that nobody understands, or that ended early (``payload`` shorter
@@ -40,7 +41,7 @@ __all__ = ["LIMIT", "Entry", "Recorder", "Tap", "describe_fd", "read_recording"]
 log = logging.getLogger("vhostsock.recording")
 
 VERSION = 1
-MESSAGES = ("->", "<-", "=>")
+MESSAGES = ("->", "<-", "=>", "<=")
 OFFER = ("number", "features", "protocol_features", "queues", "slots")
 # A front-end can send messages without end; a session of QEMU is a few hundred lines of 200 bytes.
 LIMIT = 256 << 20
@@ -60,6 +61,9 @@ class Tap:
 
     def sent_on_channel(self, data: bytes) -> None:
         """A whole message on the back-end channel."""
+
+    def received_on_channel(self, data: bytes, fds: Sequence[int]) -> None:
+        """A whole answer on the back-end channel, with its descriptors."""
 
     def noted(self, text: str) -> None:
         """Something happened that is no message."""
@@ -112,6 +116,9 @@ class Recorder(Tap):
     def sent_on_channel(self, data: bytes) -> None:
         self._add_messages("=>", data)
 
+    def received_on_channel(self, data: bytes, fds: Sequence[int]) -> None:
+        self._add_messages("<=", data, fds=list(map(describe_fd, fds)))
+
     def noted(self, text: str) -> None:
         self._add("==", text=text)
 
@@ -129,11 +136,11 @@ class Recorder(Tap):
         self._add_message("->", header, self._buffer[wire.HEADER_SIZE :], fds=self._fds)
         self._buffer, self._fds = b"", []
 
-    def _add_messages(self, kind: str, data: bytes) -> None:
+    def _add_messages(self, kind: str, data: bytes, **more: Any) -> None:
         while data:
             header = wire.HEADER.parse(data)
             end = wire.HEADER_SIZE + header.size
-            self._add_message(kind, header, data[wire.HEADER_SIZE : end])
+            self._add_message(kind, header, data[wire.HEADER_SIZE : end], **more)
             data = data[end:]
 
     def _add_message(self, kind: str, header: Any, payload: bytes, **more: Any) -> None:

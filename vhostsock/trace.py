@@ -6,13 +6,15 @@
     0.142 <- SET_VRING_KICK         size=8 ack 0
     4.332 => CONFIG_CHANGE_MSG      flags=0x1 size=0
 
-``->`` comes from the front-end, ``<-`` is our reply, ``=>`` our message on the back-end channel, ``==`` no message at all.
+``->`` comes from the front-end, ``<-`` is our reply, ``=>`` our message on the back-end channel and ``<=`` the answer to one,
+``==`` is no message at all.
 What a message carries is shown by its row in proto/messages.py; a payload without a row, or one that does not parse, in
 hexadecimal. Whatever a front-end can put into a recording stays on its line: characters that do not print are escaped.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +22,7 @@ from construct import Construct, ConstructError
 
 from .proto import ProtocolFeature, Request, VirtioFeature, wire
 from .proto.features import names
-from .proto.messages import TABLE
+from .proto.messages import BACKEND_TABLE, TABLE
 from .recording import Entry, read_recording
 
 __all__ = ["line_of", "trace"]
@@ -69,11 +71,20 @@ def _reply(entry: Entry) -> str:
 
 
 def _channel(entry: Entry) -> str:
-    return f"{_name(wire.BackendRequest, entry.request)} flags={entry.flags:#x} size={entry.size} {entry.payload.hex()}"
+    fds = f" fds=[{', '.join(entry.fds)}]" if entry.fds else ""
+    name = _name(wire.BackendRequest, entry.request)
+    return f"{name} flags={entry.flags:#x} size={entry.size}{fds} {_channel_payload(entry)}"
+
+
+def _channel_payload(entry: Entry) -> str:
+    if entry.kind == "<=":
+        return _payload(entry, wire.U64)
+    row = BACKEND_TABLE.get(entry.request)  # type: ignore[call-overload]
+    return _payload(entry, row.payload if row else None)
 
 
 _TEXTS: dict[str, Callable[[Entry], str]] = {
-    "connection": _connection, "->": _request, "<-": _reply, "=>": _channel, "==": lambda entry: entry.text,
+    "connection": _connection, "->": _request, "<-": _reply, "=>": _channel, "<=": _channel, "==": lambda entry: entry.text,
 }  # fmt: skip
 
 
@@ -115,6 +126,14 @@ def _config(request: int, fields: Any) -> str:
     return f"offset={fields.offset} size={fields.size} flags={fields.flags} payload={data}"
 
 
+
+def _iotlb(_request: int, fields: Any) -> str:
+    numbers = " ".join(f"{name}={fields[name]:#x}" for name in ("iova", "size", "uaddr"))
+    return f"{_IOTLB_TYPES.get(fields.type, fields.type)} {numbers} perm={fields.perm}"
+
+
+_IOTLB_TYPES = {kind.value: kind.name for kind in wire.IotlbType}
+
 _BITS: dict[int, type[VirtioFeature] | type[ProtocolFeature]] = {
     Request.GET_FEATURES: VirtioFeature,
     Request.SET_FEATURES: VirtioFeature,
@@ -130,4 +149,10 @@ _SHOW: dict[Construct, Callable[[int, Any], str]] = {
     wire.MEM_TABLE: lambda _, fields: f"n={fields.n} " + " ".join(f"[{_region(region)}]" for region in fields.regions),
     wire.MEM_REGION: lambda _, fields: _region(fields.region),
     wire.CONFIG: _config,
+    wire.IOTLB: _iotlb,
+    wire.TRANSFER: lambda _, fields: f"direction={fields.direction} phase={fields.phase}",
+    wire.UUID: lambda _, fields: str(uuid.UUID(bytes=fields.uuid)),
+    wire.SHMEM_CONFIG: lambda _, fields: f"n={fields.n} "
+    + " ".join(f"{shmid}:{size:#x}" for shmid, size in enumerate(fields.sizes) if size),
+    wire.MMAP: lambda _, f: f"shmid={f.shmid} fd_off={f.fd_offset:#x} off={f.shm_offset:#x} len={f.len:#x} flags={f.flags}",
 }

@@ -25,11 +25,13 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
+from .channel import Channel
 from .device import Device, Queue
 from .errors import FrontendError
+from .inband import Signal, new_eventfd
 from .memory import MemoryMap
-from .proto import events
-from .proto.features import VirtioFeature
+from .proto import Session, events, wire
+from .proto.features import ProtocolFeature, VirtioFeature
 from .recording import Tap
 
 __all__ = ["Ring", "Vrings"]
@@ -42,6 +44,10 @@ class Ring:
     """One ring. The fields are the front-end's values; ``queue.vring`` has them too."""
 
     queue: Queue
+    call: Signal | None = None  # in-band notifications, instead of fds that the front-end did not give
+    err: Signal | None = None
+    fds_set: set[str] = dataclasses.field(default_factory=set)  # "call", "err": the front-end chose how, once for all
+    inband_kick: bool = False  # the queue's kick fd is ours, and VRING_KICK writes to it
     enabled: bool = False
     started: bool = False
     attached: bool = False
@@ -63,8 +69,12 @@ class Vrings:
     fail: told when a data plane found that the session cannot go on. ``memory`` is the guest memory of now.
     """
 
-    def __init__(self, device: Device, fail: Callable[[Exception], None], tap: Tap) -> None:
+    def __init__(
+        self, device: Device, session: Session, channel: Channel, fail: Callable[[Exception], None], tap: Tap
+    ) -> None:
         self._device = device
+        self._session = session
+        self._channel = channel
         self._tap = tap
         self.memory = MemoryMap.empty()
         self._rings = [Ring(Queue(index, fail)) for index in range(device.num_queues)]
@@ -81,6 +91,11 @@ class Vrings:
             if not event.value & VirtioFeature.PROTOCOL_FEATURES:
                 ring.enabled = True
         self._attach_ready()
+
+    @property
+    def any_started(self) -> bool:
+        """Whether the device is not suspended (the vhost-user document, "Suspended device state")."""
+        return any(ring.started for ring in self._rings)
 
     async def reset(self) -> None:
         """Stop and disable all rings; their next start is from the beginning."""
@@ -126,16 +141,26 @@ class Vrings:
         os.set_blocking(event.fd.fileno(), False)  # of the open file, so also for the front-end; QEMU's is that already
         await self._detach(ring)
         self._drop_kick(ring)
-        if not ring.started:
-            ring.queue.vring.start()
-            ring.started = True
+        self._start(ring)
         ring.queue.kick_fd = event.fd.take()
         self._attach_ready()
+
+    async def inband_kick(self, event: events.VringInbandKick) -> None:
+        """VRING_KICK: starts a stopped ring. A kick fd, where there is one, is preferred to the message."""
+        ring = self._rings[event.index]
+        if not ring.started:
+            self._start(ring)
+            ring.queue.kick_fd = new_eventfd()
+            ring.inband_kick = True
+            self._attach_ready()
+        elif ring.inband_kick:
+            os.eventfd_write(ring.queue.kick_fd, 1)
 
     async def set_call(self, event: events.VringCall) -> None:
         ring = self._rings[event.index]
         with self._device.quiesced():
             ring.queue.vring.set_call(event.fd.fileno() if event.fd else None)
+        ring.fds_set.add("call")
         if ring.started and event.fd and stat.S_IFMT(os.fstat(event.fd.fileno()).st_mode) == 0:
             # The old fd may have swallowed a call: QEMU gives a masked one first and the guest's after SET_VRING_ENABLE. One
             # call too many is harmless (virtio 1.3, 2.3: the driver looks at the ring), one too few hangs the guest.
@@ -145,6 +170,7 @@ class Vrings:
     async def set_err(self, event: events.VringErr) -> None:
         with self._device.quiesced():
             self._rings[event.index].queue.vring.set_err(event.fd.fileno() if event.fd else None)
+        self._rings[event.index].fds_set.add("err")
 
     # ---- memory
 
@@ -168,6 +194,26 @@ class Vrings:
         ring.queue.vring.set_memory(self.memory)
 
     # ---- states
+
+    def _start(self, ring: Ring) -> None:
+        if ring.started:
+            return
+        if self._session.protocol_features & ProtocolFeature.INBAND_NOTIFICATIONS:
+            self._signal_in_band(ring)
+        ring.queue.vring.start()
+        ring.started = True
+
+    def _signal_in_band(self, ring: Ring) -> None:
+        state = {"index": ring.queue.index, "num": 0}
+        if "call" not in ring.fds_set and not ring.call:
+            ring.call = Signal(lambda: self._notify(wire.BackendRequest.VRING_CALL, state))
+            ring.queue.vring.set_call(ring.call.fd)
+        if "err" not in ring.fds_set and not ring.err:
+            ring.err = Signal(lambda: self._notify(wire.BackendRequest.VRING_ERR, state))
+            ring.queue.vring.set_err(ring.err.fd)
+
+    def _notify(self, request: wire.BackendRequest, state: dict[str, int]) -> None:
+        self._channel.notify(request, state, key=state["index"], ack=True)
 
     async def _configure(self, ring: Ring, name: str, value: Any) -> None:
         """Set num, address or base; restart a started ring if that changes it."""
@@ -194,7 +240,7 @@ class Vrings:
         if not any(ring.attached for ring in self._rings) and any(
             ring.started and ring.stopped_with not in (None, ring.identity) for ring in self._rings
         ):
-            self._device.reset()
+            self._device._was_reset()
         for ring in self._rings:
             ring.stopped_with = None
         for ring in ready:
@@ -221,6 +267,7 @@ class Vrings:
             ring.stopped_with = ring.identity
 
     def _drop_kick(self, ring: Ring) -> None:
+        ring.inband_kick = False
         fd, ring.queue.kick_fd = ring.queue.kick_fd, -1
         if fd >= 0:
             os.close(fd)
@@ -235,6 +282,9 @@ class Vrings:
             for ring in self._rings:
                 self._drop_kick(ring)
                 ring.queue.vring.close()
+                for signal in (ring.call, ring.err):
+                    if signal:
+                        signal.close()
             self.memory.close()
 
 

@@ -121,10 +121,10 @@ def _ours(bit: ProtocolFeature | VirtioFeature) -> str:
     """Who gets the bit: ``"always"``, ``"for packed = True"``, ``"no"``, or ``"never"``."""
     if isinstance(bit, ProtocolFeature) and bit in NEVER_OFFERED:
         return "never"
-    for offer in OFFERS:
-        if bit & (offer.protocol if isinstance(bit, ProtocolFeature) else offer.virtio):
-            return f"for `{offer.says}`" if offer.says else "always"
-    return "no"
+    said = [o.says for o in OFFERS if bit & (o.protocol if isinstance(bit, ProtocolFeature) else o.virtio)]
+    if "" in said:
+        return "always"
+    return "for " + " or ".join(f"`{says}`" for says in said) if said else "no"
 
 
 def _ranges(bits: int) -> str:

@@ -199,10 +199,23 @@ def test_a_kick_that_was_refused_starts_nothing() -> None:
     assert some.started == set()
 
 
-@pytest.mark.parametrize("bit", [ProtocolFeature.INBAND_NOTIFICATIONS, ProtocolFeature.XEN_MMAP])
-def test_bits_that_qemu_acks_without_implementing_them_cannot_be_offered(bit: ProtocolFeature) -> None:
-    with pytest.raises(UsageError, match=f"{bit.name} must not be offered"):
-        SessionConfig(RING_FEATURES, PROTOCOL | bit, 1)
+def test_a_bit_that_qemu_acks_without_implementing_it_cannot_be_offered() -> None:
+    with pytest.raises(UsageError, match="XEN_MMAP must not be offered"):
+        SessionConfig(RING_FEATURES, PROTOCOL | ProtocolFeature.XEN_MMAP, 1)
+
+
+@pytest.mark.parametrize(
+    ("acked", "missing"),
+    [
+        (ProtocolFeature.INBAND_NOTIFICATIONS | ProtocolFeature.REPLY_ACK, "BACKEND_REQ"),
+        (ProtocolFeature.INBAND_NOTIFICATIONS | ProtocolFeature.BACKEND_REQ, "REPLY_ACK"),
+        (ProtocolFeature.GET_VRING_BASE_INFLIGHT, "INFLIGHT_SHMFD"),
+    ],
+)
+def test_a_protocol_feature_cannot_be_acked_without_what_it_needs(acked: ProtocolFeature, missing: str) -> None:
+    some = Session(SessionConfig(RING_FEATURES, PROTOCOL | acked, 1))
+    with pytest.raises(FrontendError, match=f"without {missing}"):
+        feed(some, wire.pack(Request.SET_PROTOCOL_FEATURES, 1, wire.U64, acked))
 
 
 @pytest.mark.parametrize("queues", [0, 257])

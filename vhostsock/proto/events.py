@@ -14,9 +14,10 @@ import os
 from typing import Any, Self
 
 __all__ = [
-    "AddRegion", "BackendChannel", "ConfigRead", "ConfigWrite", "DeviceReset", "Event", "FeaturesSet", "MemoryTable", "OwnedFd",
-    "Region", "RemoveRegion", "VringAddress", "VringBase", "VringCall", "VringEnable", "VringErr", "VringKick", "VringNum",
-    "VringStop",
+    "AddRegion", "Announce", "BackendChannel", "ConfigRead", "ConfigWrite", "DeviceReset", "Event", "FeaturesSet", "Iotlb",
+    "MemoryTable", "MtuSet", "OwnedFd", "PostcopyAdvise", "PostcopyEnd", "PostcopyListen", "Region", "RemoveRegion",
+    "SharedObject", "StateCheck", "StateTransfer", "VringAddress", "VringBase", "VringCall", "VringEnable", "VringErr",
+    "VringInbandKick", "VringKick", "VringNum", "VringStop", "WithFd",
 ]  # fmt: skip
 
 
@@ -50,6 +51,14 @@ class OwnedFd:
 
     def __repr__(self) -> str:
         return f"OwnedFd({self._fd})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WithFd:
+    """An answer for ``Session.done`` whose reply takes a descriptor along; it is closed when the reply was sent."""
+
+    value: Any
+    fd: OwnedFd
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +104,10 @@ class DeviceReset(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MemoryTable(Event):
-    """SET_MEM_TABLE: all of guest memory, instead of what was known. As many fds as regions."""
+    """SET_MEM_TABLE: all of guest memory, instead of what was known. As many fds as regions.
+
+    While the session is listening (postcopy): ``done(bases)`` with the address here of each region.
+    """
 
     regions: tuple[Region, ...]
     fds: tuple[OwnedFd, ...]
@@ -104,10 +116,15 @@ class MemoryTable(Event):
     def from_wire(cls, payload: Any, fds: list[OwnedFd]) -> Self:
         return cls(tuple(_region(r) for r in payload["regions"]), tuple(fds))
 
+    def reply(self, value: Any) -> Any:
+        if value is None:
+            return None
+        return {"n": len(self.regions), "regions": [_based(r, base) for r, base in zip(self.regions, value, strict=True)]}
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AddRegion(Event):
-    """ADD_MEM_REG"""
+    """ADD_MEM_REG. While the session is listening (postcopy): ``done([base])`` with its address here."""
 
     region: Region
     fd: OwnedFd
@@ -115,6 +132,9 @@ class AddRegion(Event):
     @classmethod
     def from_wire(cls, payload: Any, fds: list[OwnedFd]) -> Self:
         return cls(_region(payload["region"]), fds[0])
+
+    def reply(self, value: Any) -> Any:
+        return None if value is None else {"region": _based(self.region, *value)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,7 +158,10 @@ class VringNum(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VringAddress(Event):
-    """SET_VRING_ADDR: where the three parts are, in front-end virtual addresses. flags bit 0: log writes (not served)."""
+    """SET_VRING_ADDR: where the three parts are: front-end virtual addresses, or IOVAs with ACCESS_PLATFORM.
+
+    flags bit 0: log writes (not served).
+    """
 
     index: int
     flags: int
@@ -224,6 +247,91 @@ class ConfigWrite(Event):
     offset: int
     data: bytes
     flags: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VringInbandKick(Event):
+    """VRING_KICK, the in-band one: the driver added buffers; a ring that is stopped starts. num is reserved, to be 0."""
+
+    index: int
+    num: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Announce(Event):
+    """SEND_RARP: tell the network where the guest lives now. The first 6 bytes of ``value`` in memory are its MAC address."""
+
+    value: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MtuSet(Event):
+    """NET_SET_MTU: the MTU in bytes that the guest is told."""
+
+    value: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Iotlb(Event):
+    """IOTLB_MSG: an update (iova, size, uaddr, perm) or an invalidation (iova, size) of the device IOTLB; wire.IotlbType."""
+
+    iova: int
+    size: int
+    uaddr: int
+    perm: int
+    type: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SharedObject(Event):
+    """GET_SHARED_OBJECT: ``done(WithFd(None, fd))`` with the descriptor of what we export as uuid, or ``refuse``."""
+
+    uuid: bytes
+
+    def reply(self, value: Any) -> Any:
+        return {"uuid": self.uuid}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateTransfer(Event):
+    """SET_DEVICE_STATE_FD: save the device's state to fd, or load it from there; wire.TransferDirection. ``done()``: begun."""
+
+    direction: int
+    phase: int
+    fd: OwnedFd
+
+    def reply(self, value: Any) -> Any:
+        return 0x100  # no error; bit 8: no descriptor, we use the front-end's
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StateCheck(Event):
+    """CHECK_DEVICE_STATE: ``done()`` when the transfer succeeded, ``refuse`` when it failed."""
+
+    def reply(self, value: Any) -> Any:
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PostcopyAdvise(Event):
+    """POSTCOPY_ADVISE: a migration may end in postcopy. ``done(WithFd({}, userfaultfd))``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PostcopyListen(Event):
+    """POSTCOPY_LISTEN: from here on all guest memory, known and to come, is registered with the userfaultfd."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PostcopyEnd(Event):
+    """POSTCOPY_END: all memory has arrived; close the userfaultfd."""
+
+    def reply(self, value: Any) -> Any:
+        return 0
+
+
+def _based(region: Region, base: int) -> dict[str, int]:
+    return {"gpa": region.gpa, "size": region.size, "uva": base, "offset": region.offset}
 
 
 def _region(fields: Any) -> Region:

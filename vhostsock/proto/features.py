@@ -5,8 +5,8 @@ A bit travels three stations. *offered*: this library implements it and the devi
 virtio bits, mostly the guest's driver) took it. Only acked bits have an effect. Bits are written here by their specification
 names (virtio 1.3, 6; the vhost-user document, "Protocol features").
 
-``NEVER_OFFERED``: QEMU acks every protocol bit inside its mask, also these that it does not implement, and then never uses
-them or disagrees about what they mean. Offering one would break the session, so a configuration that holds one is refused.
+``NEVER_OFFERED``: QEMU acks every protocol bit inside its mask, also some that it does not implement, and then disagrees about
+what is on the wire. Offering one would break the session, so a configuration that holds one is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import enum
 __all__ = [
     "DEVICE_FEATURES",
     "NEVER_OFFERED",
+    "REQUIRES",
     "RING_FEATURES",
     "ProtocolFeature",
     "VirtioFeature",
@@ -80,8 +81,15 @@ RING_FEATURES = (
 # what a device type may define for itself (virtio 1.3, 2.2)
 DEVICE_FEATURES = (1 << 24) - 1 | ((1 << 14) - 1) << 50
 
-# INBAND_NOTIFICATIONS, XEN_MMAP: acked by QEMU 7.2 to 11.1, implemented by none of them.
-NEVER_OFFERED = ProtocolFeature.INBAND_NOTIFICATIONS | ProtocolFeature.XEN_MMAP
+# acked by QEMU 7.2 to 11.1, and implemented by none of them: memory regions would be 8 bytes longer than what it sends.
+# INBAND_NOTIFICATIONS is another such bit, but a front-end that goes on using eventfds with it acked is served all the same.
+NEVER_OFFERED = ProtocolFeature.XEN_MMAP
+
+# a front-end that acks the first must ack the rest
+REQUIRES = {
+    ProtocolFeature.INBAND_NOTIFICATIONS: ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK,
+    ProtocolFeature.GET_VRING_BASE_INFLIGHT: ProtocolFeature.INFLIGHT_SHMFD,
+}
 
 
 def names(bits: enum.IntFlag) -> str:

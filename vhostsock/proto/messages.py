@@ -11,6 +11,10 @@ session reads the columns and has no branch of its own for any message:
 - needs     protocol feature that must be acked before
 - phases    when the message is legal (see Phase)
 - ring      its payload's ``index`` names a ring, to be checked against the number of queues
+- driver    virtio features that must be offered (a driver that is reset has acked none, and its old IOTLB entries still go)
+- forced    need_reply counts even without REPLY_ACK (QEMU sets it there and waits)
+- listening the reply instead of the usual one while postcopy listens; then the message with 8 zero bytes and no descriptors is
+            the front-end's word that it took the replies in
 - trailing  bytes after what the payload needs are accepted (there are front-ends that send 72 bytes for one region)
 - refusal   the reply that says "I could not", for a message that has its own; None: there is none, the session ends
 """
@@ -25,10 +29,10 @@ from typing import Any
 from construct import Construct
 
 from . import events, wire
-from .features import ProtocolFeature
-from .wire import Request
+from .features import ProtocolFeature, VirtioFeature
+from .wire import BackendRequest, Request
 
-__all__ = ["TABLE", "Phase", "Row"]
+__all__ = ["BACKEND_TABLE", "TABLE", "BackendRow", "Phase", "Row"]
 
 FdRule = Callable[[Any], tuple[int, int]]  # payload -> least, most
 
@@ -48,6 +52,7 @@ class Phase(enum.Flag):
 
 
 NO_FEATURE = ProtocolFeature(0)
+NO_DRIVER_FEATURE = VirtioFeature(0)
 
 ANY = Phase.NEGOTIATING | Phase.IDLE | Phase.RUNNING
 NEGOTIATED = Phase.IDLE | Phase.RUNNING
@@ -83,13 +88,30 @@ class Row:
     reply: Construct | None = None
     fds: FdRule = no_fds
     needs: ProtocolFeature = NO_FEATURE
+    driver: VirtioFeature = NO_DRIVER_FEATURE
     phases: Phase = ANY
     ring: bool = False
+    forced: bool = False
+    listening: Construct | None = None
     trailing: bool = False
     refusal: bytes | None = None
 
 
-_R, _P = Request, ProtocolFeature
+@dataclasses.dataclass(frozen=True, slots=True)
+class BackendRow:
+    """A message on the back-end channel: its payload, its own reply (None: an ack), how many descriptors it takes along, how
+    many its reply brings at most, and the protocol features that must be acked beside BACKEND_REQ."""
+
+    request: BackendRequest
+    payload: Construct | None = None
+    reply: Construct | None = None
+    fds: int = 0
+    reply_fds: int = 0
+    needs: ProtocolFeature = NO_FEATURE
+
+
+_R, _P, _B = Request, ProtocolFeature, BackendRequest
+_FAILED = bytes(wire.U64.build(1))
 
 _ROWS = (
     # the two ends
@@ -109,9 +131,12 @@ _ROWS = (
     # no needs: QEMU 11.1 sends it as the first message to a back-end that came back (q11-vsock-qemuserver-reconnect)
     Row(_R.RESET_DEVICE, None, events.DeviceReset),
     # memory
-    Row(_R.SET_MEM_TABLE, wire.MEM_TABLE, events.MemoryTable, fds=fd_per_region, trailing=True),
+    Row(_R.SET_MEM_TABLE, wire.MEM_TABLE, events.MemoryTable, fds=fd_per_region, trailing=True, listening=wire.MEM_TABLE),
     Row(_R.GET_MAX_MEM_SLOTS, reply=wire.U64, needs=_P.CONFIGURE_MEM_SLOTS),
-    Row(_R.ADD_MEM_REG, wire.MEM_REGION, events.AddRegion, fds=one_fd, needs=_P.CONFIGURE_MEM_SLOTS),
+    Row(
+        _R.ADD_MEM_REG, wire.MEM_REGION, events.AddRegion,
+        fds=one_fd, needs=_P.CONFIGURE_MEM_SLOTS, listening=wire.MEM_REGION,
+    ),
     Row(_R.REM_MEM_REG, wire.MEM_REGION, events.RemoveRegion, fds=unused_fd, needs=_P.CONFIGURE_MEM_SLOTS),
     # rings
     Row(_R.SET_VRING_NUM, wire.VRING_STATE, events.VringNum, ring=True),
@@ -122,6 +147,34 @@ _ROWS = (
     Row(_R.SET_VRING_CALL, wire.VRING_FD, events.VringCall, fds=fd_unless_nofd, ring=True),
     Row(_R.SET_VRING_ERR, wire.VRING_FD, events.VringErr, fds=fd_unless_nofd, ring=True),
     Row(_R.SET_VRING_ENABLE, wire.VRING_STATE, events.VringEnable, ring=True),
+    Row(
+        _R.VRING_KICK, wire.VRING_STATE, events.VringInbandKick, needs=_P.INBAND_NOTIFICATIONS, phases=NEGOTIATED, ring=True,
+    ),
+    # network devices
+    Row(_R.SEND_RARP, wire.U64, events.Announce, needs=_P.RARP),
+    Row(_R.NET_SET_MTU, wire.U64, events.MtuSet, needs=_P.NET_MTU),
+    # shared objects and memory
+    Row(_R.GET_SHARED_OBJECT, wire.UUID, events.SharedObject, wire.UUID, needs=_P.SHARED_OBJECT, refusal=b""),
+    Row(_R.GET_SHMEM_CONFIG, reply=wire.SHMEM_CONFIG, needs=_P.SHMEM_MAP),
+    # migration
+    Row(
+        _R.SET_DEVICE_STATE_FD, wire.TRANSFER, events.StateTransfer, wire.U64,
+        fds=one_fd, needs=_P.DEVICE_STATE, refusal=bytes(wire.U64.build(0x101)),
+    ),
+    Row(_R.CHECK_DEVICE_STATE, None, events.StateCheck, wire.U64, needs=_P.DEVICE_STATE, refusal=_FAILED),
+)  # fmt: skip
+
+_BACKEND_ROWS = (
+    BackendRow(_B.IOTLB_MSG, wire.IOTLB),
+    BackendRow(_B.CONFIG_CHANGE_MSG, needs=_P.CONFIG),
+    BackendRow(_B.VRING_CALL, wire.VRING_STATE, needs=_P.INBAND_NOTIFICATIONS),
+    BackendRow(_B.VRING_ERR, wire.VRING_STATE, needs=_P.INBAND_NOTIFICATIONS),
+    BackendRow(_B.SHARED_OBJECT_ADD, wire.UUID, needs=_P.SHARED_OBJECT),
+    BackendRow(_B.SHARED_OBJECT_REMOVE, wire.UUID, needs=_P.SHARED_OBJECT),
+    BackendRow(_B.SHARED_OBJECT_LOOKUP, wire.UUID, wire.U64, reply_fds=1, needs=_P.SHARED_OBJECT),
+    BackendRow(_B.SHMEM_MAP, wire.MMAP, fds=1, needs=_P.SHMEM_MAP | _P.BACKEND_SEND_FD),
+    BackendRow(_B.SHMEM_UNMAP, wire.MMAP, needs=_P.SHMEM_MAP),
 )
 
 TABLE: dict[int, Row] = {row.request: row for row in _ROWS}
+BACKEND_TABLE: dict[BackendRequest, BackendRow] = {row.request: row for row in _BACKEND_ROWS}

@@ -7,7 +7,8 @@ phase it is in and the device status; it knows nothing of rings, memory or socke
     session.wanted                      bytes of the next read: never more, so that descriptors are attributed to their message
     session.receive(data, fds)          an Event to carry out, or None: read on
     session.done(value) / .refuse(why)  the answer to that event
-    session.take_output()               bytes to send
+    session.take_output()               bytes to send, and
+    session.take_output_fds()           the descriptors that go with the first of them
     session.close()                     closes every descriptor that nobody took
 
 One message at a time: an event is answered before the next byte goes in. That keeps replies in order and gives each message a
@@ -29,7 +30,7 @@ from construct import Construct, ConstructError, Container, SizeofError
 
 from ..errors import FrontendError, UsageError
 from . import events, wire
-from .features import NEVER_OFFERED, ProtocolFeature, VirtioFeature, names
+from .features import NEVER_OFFERED, REQUIRES, ProtocolFeature, VirtioFeature, names
 from .messages import TABLE, Phase, Row
 from .wire import Flag, Request
 
@@ -41,13 +42,15 @@ class SessionConfig:
     """What the back-end offers. Raises UsageError for what must not be offered.
 
     features: virtio bits; protocol_features: protocol bits; num_queues: 1..256 (a ring index has 8 bits in SET_VRING_KICK);
-    max_mem_slots: regions that the memory map holds (VS_MAX_REGIONS).
+    max_mem_slots: regions that the memory map holds (VS_MAX_REGIONS); shmem: sizes of the virtio shared memory regions, the
+    place being the id (GET_SHMEM_CONFIG).
     """
 
     features: int
     protocol_features: int
     num_queues: int
     max_mem_slots: int = 512
+    shmem: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("features", "protocol_features"):
@@ -67,6 +70,7 @@ class Session:
     protocol_features   acked protocol bits
     status              the device status as last set (virtio 1.3, 2.1); stored for the front-end only
     started             indices of the rings between SET_VRING_KICK and GET_VRING_BASE
+    listening           between POSTCOPY_LISTEN and POSTCOPY_END
     """
 
     def __init__(self, config: SessionConfig) -> None:
@@ -75,13 +79,16 @@ class Session:
         self.protocol_features = ProtocolFeature(0)
         self.status = 0
         self.started: set[int] = set()
+        self.listening = False
         self.closed = False
         self._negotiated = False
+        self._bases_sent = False  # and not yet confirmed
         self._buffer = bytearray()
         self._fds: list[events.OwnedFd] = []
         self._header: Container[Any] | None = None
         self._current: tuple[Row, events.Event] | None = None
         self._output = bytearray()
+        self._output_fds: list[events.OwnedFd] = []
 
     @property
     def phase(self) -> Phase:
@@ -144,14 +151,22 @@ class Session:
             raise FrontendError(f"{name}: not served by this back-end")
         if row.needs & ~self.protocol_features:
             raise FrontendError(f"{name}: protocol feature {names(row.needs)} was not negotiated")
+        if row.driver & ~self.config.features:
+            raise FrontendError(f"{name}: {names(row.driver)} was not offered")
         if not row.phases & self.phase:
             raise FrontendError(f"{name}: not allowed {_PHASE_TEXT[self.phase]}")
-        fixed = _fixed_size(row.payload)
+        fixed = wire.U64.sizeof() if self._confirms_bases(row, header.size) else _fixed_size(row.payload)
         if header.size > wire.MAX_PAYLOAD or (fixed is not None and header.size != fixed):
             raise FrontendError(f"{name}: {header.size} bytes of payload, must be {fixed if fixed is not None else 'less'}")
 
     def _dispatch(self, header: Container[Any], body: bytes) -> events.Event | None:
         row = TABLE[header.request]
+        if self._confirms_bases(row, header.size):
+            if any(body) or self._fds:
+                raise FrontendError(f"{row.request.name}: the front-end has no use for the bases of memory that it was sent")
+            self._bases_sent = False
+            self._next()
+            return None
         payload = self._parse(row, body)
         least, most = row.fds(payload)
         if not least <= len(self._fds) <= most:
@@ -167,6 +182,10 @@ class Session:
         event = row.event.from_wire(payload, self._fds)
         self._current = row, event
         return event
+
+    def _confirms_bases(self, row: Row, size: int) -> bool:
+        """QEMU sends the last message of its memory again with 8 zero bytes, without an ack, when it knows where we see it."""
+        return self._bases_sent and row.listening is not None and size == wire.U64.sizeof()
 
     def _parse(self, row: Row, body: bytes) -> Any:
         if row.payload is None:
@@ -188,6 +207,9 @@ class Session:
         effect = _EFFECTS.get(type(event))
         if effect:
             effect(self, event)
+        if isinstance(value, events.WithFd):
+            self._output_fds = [value.fd]
+            value = value.value
         self._finish(row, event.reply(value))
 
     def refuse(self, reason: str, *, fatal: bool = True) -> None:
@@ -200,7 +222,7 @@ class Session:
         if row.refusal is not None:
             self._reply(row.request, None, row.refusal)
             self._next()
-        elif row.reply is None and (self._wants_ack() or not fatal):
+        elif row.reply is None and not self._own_reply(row) and (self._wants_ack(row) or not fatal):
             self._finish(row, 1)
         else:
             self.close()
@@ -212,13 +234,19 @@ class Session:
         self._output.clear()
         return data
 
+    def take_output_fds(self) -> list[events.OwnedFd]:
+        """The descriptors that go with the first byte of what ``take_output`` gave; to be closed when that was sent."""
+        fds, self._output_fds = self._output_fds, []
+        return fds
+
     def close(self) -> None:
         """End the session: close every descriptor that was not taken. Idempotent."""
         self.closed = True
         self._current = None
-        for fd in self._fds:
+        for fd in self._fds + self._output_fds:
             fd.close()
         self._fds.clear()
+        self._output_fds.clear()
 
     def _take_current(self) -> tuple[Row, events.Event]:
         if self._current is None:
@@ -226,14 +254,20 @@ class Session:
         current, self._current = self._current, None
         return current
 
-    def _wants_ack(self) -> bool:
+    def _wants_ack(self, row: Row) -> bool:
         assert self._header is not None
-        return bool(self._header.flags & Flag.NEED_REPLY and self.protocol_features & ProtocolFeature.REPLY_ACK)
+        acks = row.forced or self.protocol_features & ProtocolFeature.REPLY_ACK
+        return bool(self._header.flags & Flag.NEED_REPLY and acks)
+
+    def _own_reply(self, row: Row) -> Construct | None:
+        return row.listening if self.listening and row.listening is not None else row.reply
 
     def _finish(self, row: Row, value: Any) -> None:
-        if row.reply is not None:
-            self._reply(row.request, row.reply, value)
-        elif self._wants_ack():  # need_reply without REPLY_ACK means nothing; some front-ends set it early
+        reply = self._own_reply(row)
+        if reply is not None:
+            self._bases_sent |= reply is row.listening
+            self._reply(row.request, reply, value)
+        elif self._wants_ack(row):  # need_reply without REPLY_ACK means nothing; some front-ends set it early
             self._reply(row.request, wire.U64, value or 0)
         self._next()
 
@@ -261,7 +295,24 @@ class Session:
         unknown = value & ~self.config.protocol_features
         if unknown:
             raise FrontendError(f"SET_PROTOCOL_FEATURES: {names(ProtocolFeature(unknown))} was not offered")
+        for bit, wanted in REQUIRES.items():
+            if value & bit and wanted & ~value:
+                raise FrontendError(f"SET_PROTOCOL_FEATURES: {names(bit)} without {names(wanted & ~ProtocolFeature(value))}")
         self.protocol_features = ProtocolFeature(value)
+
+    def _check_reserved(self, payload: Any) -> None:
+        if payload["num"]:
+            raise FrontendError(f"VRING_KICK: ring {payload['index']}: num is {payload['num']}, must be 0")
+
+    def _shmem_config(self) -> dict[str, Any]:
+        sizes = self.config.shmem
+        return {"n": sum(size > 0 for size in sizes), "sizes": [*sizes, *[0] * (wire.SHMEM_REGIONS - len(sizes))]}
+
+    def _listen(self, _event: events.PostcopyListen) -> None:
+        self.listening = True
+
+    def _end(self, _event: events.PostcopyEnd) -> None:
+        self.listening = self._bases_sent = False
 
     def _check_config(self, payload: Any) -> None:
         if payload["size"] > wire.CONFIG_MAX or payload["offset"] > wire.CONFIG_MAX - payload["size"]:
@@ -295,18 +346,23 @@ _LOCAL: dict[Request, Callable[[Session, Any], Any]] = {
     Request.SET_STATUS: Session._set_status,
     Request.GET_STATUS: lambda session, _: session.status,
     Request.GET_MAX_MEM_SLOTS: lambda session, _: session.config.max_mem_slots,
+    Request.GET_SHMEM_CONFIG: lambda session, _: session._shmem_config(),
 }
 
 _CHECKS: dict[Request, Callable[[Session, Any], None]] = {
     Request.SET_FEATURES: Session._check_features,
     Request.GET_CONFIG: Session._check_config,
     Request.SET_CONFIG: Session._check_config,
+    Request.VRING_KICK: Session._check_reserved,
 }
 
 _EFFECTS: dict[type[events.Event], Callable[[Session, Any], None]] = {
     events.FeaturesSet: Session._features_set,
     events.DeviceReset: Session._device_reset,
     events.VringKick: lambda session, event: session.started.add(event.index),
+    events.VringInbandKick: lambda session, event: session.started.add(event.index),
+    events.PostcopyListen: Session._listen,
+    events.PostcopyEnd: Session._end,
     events.VringStop: lambda session, event: session.started.discard(event.index),
 }
 

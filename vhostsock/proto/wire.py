@@ -15,12 +15,13 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from construct import Array, Bytes, Construct, Default, ExprAdapter, Int32un, Int64un, Struct, this
+from construct import Array, Bytes, Construct, Default, ExprAdapter, Int8un, Int32un, Int64un, Padding, Struct, this
 
 __all__ = [
-    "ADDRESS", "CONFIG", "CONFIG_MAX", "HEADER", "HEADER_SIZE", "MAX_FDS", "MAX_PAYLOAD", "MEM_REGION",
-    "MEM_TABLE", "NEED_REPLY_FLAGS", "REPLY_FLAGS", "REQUEST_FLAGS", "U64", "VRING_FD", "VRING_STATE",
-    "BackendRequest", "Flag", "Request", "pack",
+    "ADDRESS", "CONFIG", "CONFIG_MAX", "EMPTY", "HEADER", "HEADER_SIZE", "IOTLB", "MAX_FDS", "MAX_PAYLOAD", "MEM_REGION",
+    "MEM_TABLE", "MMAP", "NEED_REPLY_FLAGS", "REPLY_FLAGS", "REQUEST_FLAGS", "SHMEM_CONFIG", "SHMEM_REGIONS", "TRANSFER", "U64",
+    "UUID", "VRING_FD", "VRING_STATE", "BackendRequest", "Flag", "IotlbPermission", "IotlbType", "Request", "TransferDirection",
+    "pack",
 ]  # fmt: skip
 
 
@@ -74,9 +75,37 @@ class Request(enum.IntEnum):
 
 
 class BackendRequest(enum.IntEnum):
-    """Messages on the back-end channel (SET_BACKEND_REQ_FD), from us to the front-end."""
+    """Messages on the back-end channel (SET_BACKEND_REQ_FD), from us to the front-end.
 
+    3 is VRING_HOST_NOTIFIER_MSG: it gives the guest a page of real hardware to write to, which a device in software lacks.
+    """
+
+    IOTLB_MSG = 1
     CONFIG_CHANGE_MSG = 2
+    VRING_CALL = 4
+    VRING_ERR = 5
+    SHARED_OBJECT_ADD = 6
+    SHARED_OBJECT_REMOVE = 7
+    SHARED_OBJECT_LOOKUP = 8
+    SHMEM_MAP = 9
+    SHMEM_UNMAP = 10
+
+
+class IotlbType(enum.IntEnum):
+    MISS = 1
+    UPDATE = 2
+    INVALIDATE = 3
+    ACCESS_FAIL = 4
+
+
+class IotlbPermission(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
+class TransferDirection(enum.IntEnum):
+    SAVE = 0
+    LOAD = 1
 
 
 class Flag(enum.IntFlag):
@@ -116,6 +145,23 @@ _REGION = Struct("gpa" / Int64un, "size" / Int64un, "uva" / Int64un, "offset" / 
 MEM_TABLE: Construct = Struct("n" / Int32un, "padding" / Default(Int32un, 0), "regions" / Array(this.n, _REGION))
 MEM_REGION: Construct = Struct("padding" / Default(Int64un, 0), "region" / _REGION)  # ADD_MEM_REG, REM_MEM_REG
 CONFIG: Construct = Struct("offset" / Int32un, "size" / Int32un, "flags" / Int32un, "data" / Bytes(this.size))
+EMPTY: Construct = Struct()  # a reply that is only a header, and perhaps a descriptor
+# struct vhost_iotlb_msg: perm is an IotlbPermission, type an IotlbType
+IOTLB: Construct = Struct(
+    "iova" / Int64un, "size" / Default(Int64un, 0), "uaddr" / Default(Int64un, 0), "perm" / Default(Int8un, 0), "type" / Int8un,
+    Padding(6),
+)  # fmt: skip
+TRANSFER: Construct = Struct("direction" / Int32un, "phase" / Int32un)  # SET_DEVICE_STATE_FD
+# The document: "first three components stored in big endian", which is how RFC 9562 writes a UUID as 16 bytes
+UUID: Construct = Struct("uuid" / Bytes(16))
+SHMEM_REGIONS = 256  # ids are 8 bits
+SHMEM_CONFIG: Construct = Struct(
+    "n" / Int32un, "padding" / Default(Int32un, 0), "sizes" / Array(SHMEM_REGIONS, Int64un)
+)  # GET_SHMEM_CONFIG
+# SHMEM_MAP, SHMEM_UNMAP: flags bit 0: writable
+MMAP: Construct = Struct(
+    "shmid" / Int8un, Padding(7), "fd_offset" / Int64un, "shm_offset" / Int64un, "len" / Int64un, "flags" / Int64un
+)
 
 assert HEADER.sizeof() == HEADER_SIZE
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
@@ -29,17 +30,14 @@ from ..proto.features import ProtocolFeature, VirtioFeature
 from ..proto.wire import Request
 from ..recording import Tap
 from ..server import Server
+from .channel import FrontendChannel, receive_exactly
 from .driver import DriverQueue, GuestMemory, Region
+from .messages import TIMEOUT, Messages, Refused
 from .packed import PackedQueue
 
 __all__ = ["QEMU_7_2", "QEMU_11_1", "BackendGone", "Dialect", "Frontend", "Refused", "attach"]
 
-TIMEOUT = 30.0
 STATUS_FEATURES_OK = 8
-
-
-class Refused(VhostsockError):
-    """The back-end answered a request with a failure ack."""
 
 
 class BackendGone(VhostsockError):
@@ -54,6 +52,7 @@ class Dialect:
     ack_vring_fds       asks for acks of SET_VRING_KICK, CALL and ERR
     ack_enable          waits for SET_VRING_ENABLE
     calls_when_stopped  gives each ring its masked call fd before a start and after a stop
+    inband              starts and kicks rings by messages, and gives them no eventfds (QEMU never does; for simulations)
     """
 
     name: str
@@ -61,6 +60,7 @@ class Dialect:
     ack_vring_fds: bool
     ack_enable: bool
     calls_when_stopped: bool
+    inband: bool = False
 
 
 _GENERIC = ~(ProtocolFeature.CONFIG | ProtocolFeature.GET_VRING_BASE_INFLIGHT)
@@ -68,14 +68,14 @@ QEMU_7_2 = Dialect("QEMU 7.2 vhost-user-rng", ((1 << 17) - 1) & _GENERIC, False,
 QEMU_11_1 = Dialect("QEMU 11.1 vhost-user-test-device", ((1 << 23) - 1) & _GENERIC, True, True, False)
 
 
-class Frontend:
-    """One connection to a back-end. Owns the socket, the guest memory and the queues.
+class Frontend(Messages):
+    """One connection to a back-end. Owns the socket, the guest memory and the queues. messages.py has the rarer messages.
 
     sent                every message so far as (name, header flags, payload size)
     features            virtio bits that ``start`` acks: what is offered, within ``accept`` (~0 takes packed rings, too)
     offered             virtio bits of the back-end, after ``handshake``
     protocol_features   acked protocol bits, after ``handshake``
-    channel             our end of the back-end channel, after ``handshake`` with BACKEND_REQ
+    channel             our end of the back-end channel (channel.py), after ``handshake`` with BACKEND_REQ
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Frontend:
         accept: int = ~VirtioFeature.RING_PACKED,
         config: bool = False,
     ) -> None:
+        super().__init__()
         sock.setblocking(False)
         self.sock = sock
         self.dialect = dialect
@@ -97,7 +98,7 @@ class Frontend:
         self.sent: list[tuple[str, int, int]] = []
         self.offered = 0
         self.protocol_features = ProtocolFeature(0)
-        self.channel: socket.socket | None = None
+        self.channel: FrontendChannel | None = None
         self.bases = [0] * queues
         self._accept = accept
         self._config = ProtocolFeature.CONFIG if config else ProtocolFeature(0)
@@ -117,6 +118,9 @@ class Frontend:
     def close(self) -> None:
         """Go away as a QEMU that is killed does: without a word."""
         self.sock.close()
+        for fd in self.reply_fds:
+            os.close(fd)
+        self.reply_fds = []
         if self.channel:
             self.channel.close()
         for queue in self.queues:
@@ -156,17 +160,13 @@ class Frontend:
             await loop.sock_sendall(self.sock, data)
 
     async def receive(self, size: int) -> bytes:
-        """Exactly ``size`` bytes. BackendGone when the connection ends before."""
-        data, loop = b"", asyncio.get_running_loop()
+        """Exactly ``size`` bytes, with descriptors into ``reply_fds``. BackendGone when the connection ends before."""
         async with asyncio.timeout(TIMEOUT):
-            while len(data) < size:
-                try:
-                    piece = await loop.sock_recv(self.sock, size - len(data))
-                except ConnectionError:
-                    piece = b""
-                if not piece:
-                    raise BackendGone("the back-end closed the connection")
-                data += piece
+            try:
+                data, fds = await receive_exactly(self.sock, size)
+            except EOFError as error:
+                raise BackendGone(str(error)) from None
+        self.reply_fds += fds
         return data
 
     async def ended(self) -> None:
@@ -225,16 +225,26 @@ class Frontend:
         if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
             await self.request(Request.GET_MAX_MEM_SLOTS, reply=wire.U64)
         if self.protocol_features & ProtocolFeature.BACKEND_REQ:
-            self.channel, theirs = socket.socketpair()
-            self.channel.setblocking(False)
-            with theirs:
-                await self.request(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()], ack=True)
+            await self.open_channel()
         await self.request(Request.SET_OWNER)
         await self.request(Request.GET_FEATURES, reply=wire.U64)
         self.renew_queues()
+        if self.dialect.inband:
+            return
         for index, queue in enumerate(self.queues):
             await self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
             await self.set_fd(Request.SET_VRING_ERR, index, queue.err_fd)
+
+    async def open_channel(self, *, room: int | None = None) -> None:
+        """SET_BACKEND_REQ_FD with a new socket, in place of what ``channel`` was. room: bytes that may lie in it unread."""
+        if self.channel:
+            self.channel.close()
+        ours, theirs = socket.socketpair()
+        if room is not None:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        self.channel = FrontendChannel(ours)
+        with theirs:
+            await self.request(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()], ack=True)
 
     async def start(self) -> None:
         """The driver is ready, or the machine goes on: features, memory if it was not sent yet, all rings."""
@@ -248,13 +258,17 @@ class Frontend:
         await self.send_memory()
         for index, queue in enumerate(self.queues):
             await self.set_ring(index)
+            if self.dialect.inband:
+                await self.inband_kick(index)
+                continue
             await self.set_fd(Request.SET_VRING_KICK, index, queue.kick_fd)
             if not self.dialect.calls_when_stopped:
                 await self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
         if self.features & VirtioFeature.PROTOCOL_FEATURES:
             for index in range(len(self.queues)):
                 await self.enable(index, True)
-        await self._set_calls()
+        if not self.dialect.inband:
+            await self._set_calls()
 
     async def stop(self) -> None:
         """Disable and stop all rings; ``bases`` holds what the back-end reported."""
@@ -333,13 +347,13 @@ class Frontend:
         await self.request(Request.SET_CONFIG, wire.CONFIG, value, ack=True)
 
     async def backend_request(self) -> wire.BackendRequest:
-        """The next message on the back-end channel."""
+        """The next message on the back-end channel, answered if it wants that. For those without a payload to look at."""
         assert self.channel
-        async with asyncio.timeout(TIMEOUT):
-            data = await asyncio.get_running_loop().sock_recv(self.channel, wire.HEADER_SIZE)
-        header = wire.HEADER.parse(data)
-        assert (header.flags, header.size) == (wire.REQUEST_FLAGS, 0)
-        return wire.BackendRequest(header.request)
+        message = await self.channel.receive()
+        message.close()
+        if message.wants_answer:
+            await self.channel.answer(message.request)
+        return message.request
 
     async def settled(self) -> None:
         """Return when the back-end has carried out every message before this one."""

@@ -28,7 +28,8 @@ from typing import Any, Protocol, TypeVar
 import pytest
 
 from ..device import Device
-from .frontend import TIMEOUT, BackendGone, Frontend, attach
+from .frontend import BackendGone, Frontend, attach
+from .messages import TIMEOUT
 
 __all__ = ["AttachedGuest", "DeviceFailed", "VhostUser", "vhost_user"]
 
