@@ -136,6 +136,30 @@ merge_usr() {
 	[[ ! -L $loader || $(readlink "$loader") != /* ]] || ln -sfn "..$(readlink "$loader" | sed 's,^/usr,,')" "$loader"
 }
 
+# in_root ROOT FOLDER... -- COMMAND...: runs COMMAND with ROOT (made by unpack_closure) as its root folder, where the FOLDERs of this system are
+# seen under their own names; /proc and /dev, too. Mounts are the command's own and go with it. Without root it takes a user namespace.
+in_root() {
+	local root=$1
+	local -a folders=() how=(--mount --propagation private)
+	shift
+	while [[ $1 != -- ]]; do folders+=("$(realpath "$1")"); shift; done
+	shift
+	need unshare util-linux "runs programs of another Debian suite"
+	((EUID == 0)) || how+=(--user --map-root-user)
+	# shellcheck disable=SC2016  # for the inner shell
+	unshare "${how[@]}" bash -c '
+		set -e
+		root=$1 n=$2
+		shift 2
+		for folder in "${@:1:n}" /proc /dev; do
+			mkdir -p "$root$folder"
+			mount --rbind "$folder" "$root$folder"
+		done
+		shift "$n"
+		exec chroot "$root" /usr/bin/env -i PATH=/usr/bin:/usr/sbin HOME=/ LC_ALL=C "$@"
+	' in_root "$root" "${#folders[@]}" "${folders[@]}" "$@"
+}
+
 # locked NAME COMMAND...: runs it while nobody else runs one under the same name with this cache
 locked() {
 	local name=$1

@@ -3,7 +3,7 @@
  * compat.h - what differs between the kernels we build against, and nothing else.
  *
  * Kbuild looks into the headers and defines the VSO_HAVE_* names: distributions backport, so a version number would not tell.
- * 6.1 is what is tested; the rest is prepared.
+ * Tested: Debian's 6.1, 6.12 and 7.3.
  */
 #ifndef VSO_COMPAT_H
 #define VSO_COMPAT_H

@@ -5,6 +5,10 @@
  * Carriers.  Two virtio ids bring our rings (vso_carriers): 26, which is virtiofs's, only where the tag in its config says that the rings
  * are ours (the probe answers -ENODEV otherwise and the driver core goes on to virtiofs); and 39, which no stock driver claims.
  *
+ * First refusal.  virtiofs takes every device of id 26, whatever its tag, and the driver core asks drivers in the order in which they came.
+ * Some kernels have virtiofs built in, so it is always there first. Hence a device that it has when we come, or gets later (the bus tells),
+ * is taken from it if the tag is ours.
+ *
  * A device's life.  probe finds the rings, posts buffers, sends HELLO and waits a moment for the answer, so that a program which
  * starts right after insmod is served. up = the answer came: only then are sockets offered. Down comes from remove, from freeze, from a
  * message that breaks the protocol, or from the watchdog when PINGs stay unanswered: every flow ends with ECONNRESET, and sockets are
@@ -369,12 +373,54 @@ static struct virtio_driver vso_driver = {
 #endif
 };
 
+static bool vso_is_carrier(struct device *d)
+{
+	return vso_carrier_rings(dev_to_virtio(d)) > 0;
+}
+
+/* a device that another driver took: virtiofs, for a file system */
+static int vso_claim(struct device *d, void *unused)
+{
+	/* what nobody has was offered to us */
+	if (!d->driver || d->driver == &vso_driver.driver || !vso_is_carrier(d))
+		return 0;
+	device_release_driver(d);
+	if (device_driver_attach(&vso_driver.driver, d))
+		dev_err(d, "the driver that had this device gave it up, and it cannot be used\n");
+	return 0;
+}
+
+static void vso_claim_all(struct work_struct *work)
+{
+	bus_for_each_dev(vso_driver.driver.bus, NULL, NULL, vso_claim);
+}
+
+static DECLARE_WORK(vso_claim_work, vso_claim_all);
+
+/* called with the device locked, so the claim itself is left to others */
+static int vso_bus_event(struct notifier_block *nb, unsigned long event, void *d)
+{
+	if (event == BUS_NOTIFY_BOUND_DRIVER && dev_to_virtio(d)->id.device == VIRTIO_ID_FS)
+		schedule_work(&vso_claim_work);
+	return NOTIFY_DONE;
+}
+
+static struct notifier_block vso_bus_notifier = { .notifier_call = vso_bus_event };
+
 int vso_transport_register(void)
 {
-	return register_virtio_driver(&vso_driver);
+	int err = register_virtio_driver(&vso_driver);
+
+	if (err)
+		return err;
+	bus_register_notifier(vso_driver.driver.bus, &vso_bus_notifier);
+	vso_claim_all(NULL);
+	return 0;
 }
 
 void vso_transport_unregister(void)
 {
+	bus_unregister_notifier(vso_driver.driver.bus, &vso_bus_notifier);
+	cancel_work_sync(&vso_claim_work);
 	unregister_virtio_driver(&vso_driver);
 }

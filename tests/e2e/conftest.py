@@ -29,13 +29,19 @@ def stock_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
     return script("mkinitramfs", "-o", str(tmp_path_factory.mktemp("initramfs") / "stock.cpio"))
 
 
+def whole_initramfs(folder: Path, suite: str = "bookworm") -> str:
+    """A guest's root for that Debian suite's kernel: busybox, stock modules, our module, every program of tests/e2e/guest."""
+    kernel = script("fetch-kernel", suite)
+    module = script("build-guest-module", "--suite", suite)
+    programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
+    return script("mkinitramfs", "--kernel", kernel, "--module", module, *programs, "-o", str(folder / "root.cpio"))
+
+
 @pytest.fixture(scope="session")
 def initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The guest's root: busybox, stock modules, our module, and every program of tests/e2e/guest."""
+    """That of bookworm, which most tests boot."""
     script("fetch-qemu")
-    module = script("build-guest-module")
-    programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
-    return script("mkinitramfs", "--module", module, *programs, "-o", str(tmp_path_factory.mktemp("initramfs") / "root.cpio"))
+    return whole_initramfs(tmp_path_factory.mktemp("initramfs"))
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port
+from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port, wait_until
+from vhostsock.qemu import qemu_args
 
 HERE = Path(__file__).resolve().parent
 DENIED = ["EACCES", "EPERM", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT", "EHOSTDOWN"]
@@ -67,6 +68,17 @@ class Site:
     def hwsock(self) -> list[list[str]]:
         """The guest's /proc/net/hwsock: for each offloaded socket its columns."""
         return [line.split() for line in self.vm.run("cat /proc/net/hwsock").text.splitlines()[1:]]
+
+    def plug_again(self) -> None:
+        """Hot-plug a device for the same back-end in place of the one that was unplugged; returns when it serves."""
+        self.vm.qmp.execute("chardev-remove", id="vhostsock0-socket")
+        address = {"type": "unix", "data": {"path": str(self.backend.socket)}}
+        self.vm.qmp.execute("chardev-add", id="again", backend={"type": "socket", "data": {"addr": address, "server": False}})
+        device = qemu_args("", name="vhostsock1")[-1].replace("vhostsock1-socket", "again")
+        driver, *properties = device.split(",")
+        self.vm.qmp.execute("device_add", driver=driver, **dict(word.split("=") for word in properties))
+        fetches = "wget -q -O /dev/null http://10.0.0.5/"
+        wait_until(lambda: self.vm.run(fetches, check=False).status == 0, "the new device serves")
 
     def check(self, program: str, timeout: float = 240) -> str:
         """Run one of guest/*_check.c; AssertionError with the claims that do not hold. Returns its output."""

@@ -15,7 +15,6 @@ import pytest
 
 from tests.e2e.site import Site, site
 from tests.e2e.vm import Program, Vm, free_port, script, wait_until
-from vhostsock.qemu import qemu_args
 
 HOLD = "hold 10.0.0.5 7002"
 TAKEN_AWAY = ["recv ECONNRESET", "poll HUP", "send EPIPE", "end"]  # what guest/hold.c then says
@@ -81,13 +80,7 @@ def test_a_device_plugged_again_serves_again(new_site: NewSite) -> None:
     place = new_site()
     download(place)
     place.vm.unplug()
-    place.vm.qmp.execute("chardev-remove", id="vhostsock0-socket")
-    address = {"type": "unix", "data": {"path": str(place.backend.socket)}}
-    place.vm.qmp.execute("chardev-add", id="again", backend={"type": "socket", "data": {"addr": address, "server": False}})
-    device = qemu_args("", name="vhostsock1")[-1].replace("vhostsock1-socket", "again")
-    driver, *properties = device.split(",")
-    place.vm.qmp.execute("device_add", driver=driver, **dict(word.split("=") for word in properties))
-    wait_until(lambda: place.vm.run("wget -q -O /dev/null http://10.0.0.5/", check=False).status == 0, "the new device serves")
+    place.plug_again()
     download(place)
 
 
