@@ -302,12 +302,12 @@ enum vse_turn vse_dgram_turn(struct vse_flow *f)
 		if (uri && HEAD + uri_len + (size_t)got <= c->in_len &&
 		    sizeof(struct vso_dgram) + uri_len + (size_t)got <= e->max_payload) {
 			struct vso_dgram dg = { .uri_len = (uint16_t)uri_len };
-			struct vso_hdr h = vse_hdr(f, VSO_DGRAM, 0, (uint32_t)(sizeof(dg) + uri_len + (size_t)got));
+			struct vso_hdr h = vse_vso_hdr(f, VSO_DGRAM, 0, (uint32_t)(sizeof(dg) + uri_len + (size_t)got));
 
 			vs_chain_write(c, sizeof(h), &dg, sizeof(dg));
 			vs_chain_write(c, HEAD, uri, uri_len);
 			vs_chain_write(c, HEAD + uri_len, e->scratch, (size_t)got);
-			vse_rx_put(p, c, &h);
+			vse_rx_put(p, c, &h, h.len);
 			f->to_guest += (uint64_t)got;
 			e->stats.dgrams_to_guest++;
 		} else {

@@ -332,6 +332,7 @@ struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err)
 	if (!e)
 		goto nomem;
 	e->config = *config;
+	e->dialect = &vse_vso;
 	e->ep = e->wake_fd = e->event_fd = -1;
 	e->max_payload = VSO_PAYLOAD_MAX;
 	e->ev_last = &e->ev_first;

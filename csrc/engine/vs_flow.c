@@ -29,12 +29,12 @@
 
 /* --------------------------------------------------------------------------------------------------------------- table */
 
-static struct vse_flow **bucket(struct vse_engine *e, uint32_t id)
+static struct vse_flow **bucket(struct vse_engine *e, uint64_t id)
 {
-	return &e->hash[(id * 2654435761u >> 8) & e->hash_mask];
+	return &e->hash[(id * 0x9e3779b97f4a7c15 >> 40) & e->hash_mask];	/* Fibonacci hashing; the mask has 16 bits at most */
 }
 
-struct vse_flow *vse_flow_find(struct vse_engine *e, uint32_t id)
+struct vse_flow *vse_flow_find(struct vse_engine *e, uint64_t id)
 {
 	struct vse_flow *f = *bucket(e, id);
 
@@ -51,7 +51,7 @@ struct vse_flow *vse_flow_of(struct vse_engine *e, uint64_t handle)
 	return f && f->handle == handle ? f : NULL;
 }
 
-struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint32_t id)
+struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint64_t id)
 {
 	struct vse_flow *f;
 	uint32_t slot;
@@ -187,15 +187,13 @@ void vse_flow_reset(struct vse_flow *f, uint32_t error)
 	}
 	release(f, true);
 	f->state = ST_DEAD;
-	vse_send_flow(f, VSO_RESET, error);
+	f->pair->e->dialect->reset(f, error);
 }
 
 void vse_flow_close(struct vse_flow *f, bool abort)
 {
 	struct vse_engine *e = f->pair->e;
-	struct vso_hdr closed = { .type = VSO_CLOSED, .flow = f->id };
 
-	vse_send(f->pair, &closed, NULL);
 	if (f->state == ST_STREAM && abort && !f->error)
 		f->error = ECONNRESET;	/* for ENDED: a Unix peer in this process cannot tell an abort from an EOF by its socket */
 	if (f->state != ST_STREAM || abort || f->error) {
@@ -252,7 +250,7 @@ static bool uri_fits(const char *uri)
 }
 
 /* the descriptor and URIs of an answer; 0, or -errno that leaves the request unanswered */
-static int check_answer(const struct vse_flow *f, uint16_t pending, int fd, const char *local, const char *peer)
+static int check_answer(const struct vse_flow *f, uint32_t pending, int fd, const char *local, const char *peer)
 {
 	socklen_t len = sizeof(int);
 	int type, fl;
@@ -317,7 +315,7 @@ int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *loc
 
 	vse_lock(e);
 	f = vse_flow_of(e, handle);
-	rc = check_answer(f, VSO_CONNECT, fd, local, peer);
+	rc = check_answer(f, VSE_EV_CONNECT, fd, local, peer);
 	if (!rc)
 		rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_STREAM);
 	if (rc) {
@@ -328,7 +326,7 @@ int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *loc
 			set_uri(&f->peer, peer);
 			f->connected = !getpeername(fd, (struct sockaddr *)&ss, &len);
 		}
-		vse_send_reply(f->pair, f, VSO_CONNECT_REPLY, f->id, f->cookie, VSO_OFFLOAD, 0, local, peer);
+		e->dialect->answer(f, VSE_EV_CONNECT, VSO_OFFLOAD, 0, local, peer);
 		if (!f->dgram)
 			vse_stream_begin(f);
 	}
@@ -343,14 +341,14 @@ int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local)
 
 	vse_lock(e);
 	f = vse_flow_of(e, handle);
-	rc = check_answer(f, VSO_BIND, fd, local, NULL);
+	rc = check_answer(f, VSE_EV_BIND, fd, local, NULL);
 	if (!rc)
 		rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_BOUND);
 	if (rc) {
 		close(fd);
 	} else {
 		set_uri(&f->local, local);
-		vse_send_reply(f->pair, f, VSO_BIND_REPLY, f->id, f->cookie, VSO_OFFLOAD, 0, local, NULL);
+		e->dialect->answer(f, VSE_EV_BIND, VSO_OFFLOAD, 0, local, NULL);
 	}
 	vse_unlock(e);
 	return rc;
@@ -366,8 +364,7 @@ int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t
 	if (!f || !f->pending) {
 		rc = -ESTALE;
 	} else {
-		vse_send_reply(f->pair, f, f->pending == VSO_BIND ? VSO_BIND_REPLY : VSO_CONNECT_REPLY, f->id, f->cookie, verdict,
-			       error, NULL, NULL);
+		e->dialect->answer(f, f->pending, verdict, error, NULL, NULL);
 		f->pending = 0;
 		if (f->state == ST_NEW)
 			vse_flow_free(f);

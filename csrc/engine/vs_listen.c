@@ -156,7 +156,7 @@ void vse_listen(struct vse_flow *f, const struct vso_hdr *h)
 
 	if (f->state == ST_BOUND)
 		f->tx_cnt = f->peer_fwd = f->peer_alloc = 0;
-	if (!vse_stream_credit(f, h))
+	if (!vse_stream_credit(f, h->buf_alloc, h->fwd_cnt))
 		return;
 	if (listen(f->fd, backlog))
 		error = errno;
@@ -164,7 +164,7 @@ void vse_listen(struct vse_flow *f, const struct vso_hdr *h)
 		error = -vse_flow_poll(f);
 	if (!error && f->state == ST_BOUND)
 		f->state = ST_LISTEN;
-	vse_send_reply(f->pair, f, VSO_LISTEN_REPLY, f->id, h->cookie, VSO_OFFLOAD, (uint32_t)error, f->local, NULL);
+	vse_vso_reply(f->pair, f, VSO_LISTEN_REPLY, (uint32_t)f->id, h->cookie, VSO_OFFLOAD, (uint32_t)error, f->local, NULL);
 }
 
 static uint32_t device_id(struct vse_engine *e)
@@ -202,14 +202,14 @@ static bool announce(struct vse_flow *f, int fd, const struct sockaddr_storage *
 	vse_stream_begin(n);
 	name_local(f, fd, local);
 	name_peer(f, ss, peer);
-	a = (struct vso_accept){ .new_flow = n->id, .local_len = (uint16_t)strlen(local), .peer_len = (uint16_t)strlen(peer),
+	a = (struct vso_accept){ .new_flow = (uint32_t)n->id, .local_len = (uint16_t)strlen(local), .peer_len = (uint16_t)strlen(peer),
 				 .buf_alloc = n->buf_alloc };
 	memcpy(buf, &a, sizeof(a));
 	memcpy(buf + sizeof(a), local, a.local_len);
 	memcpy(buf + sizeof(a) + a.local_len, peer, a.peer_len);
-	h = vse_hdr(f, VSO_ACCEPT, 0, (uint32_t)sizeof(a) + a.local_len + a.peer_len);
+	h = vse_vso_hdr(f, VSO_ACCEPT, 0, (uint32_t)sizeof(a) + a.local_len + a.peer_len);
 	vs_chain_write(c, sizeof(h), buf, h.len);
-	vse_rx_put(f->pair, c, &h);
+	vse_rx_put(f->pair, c, &h, h.len);
 	f->tx_cnt++;
 	vse_event(e, VSE_EV_ACCEPTED, f, 0, 0, peer, a.peer_len);
 	return true;

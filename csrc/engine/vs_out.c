@@ -59,9 +59,9 @@ struct vs_chain *vse_rx_get(struct vse_pair *p)
 		vse_ring_break(p->e, r, "%s", vs_vq_error(r->vq)->text);
 		return NULL;
 	}
-	if (c->n_out || c->in_len < VSO_RX_MIN) {
+	if (c->n_out || c->in_len < p->e->dialect->rx_min) {
 		vse_ring_break(p->e, r, "chain %u to the driver has %llu readable and %llu writable bytes, not 0 and %u or more",
-			       c->head, (unsigned long long)c->out_len, (unsigned long long)c->in_len, VSO_RX_MIN);
+			       c->head, (unsigned long long)c->out_len, (unsigned long long)c->in_len, p->e->dialect->rx_min);
 		vs_vq_push(r->vq, c, 0);
 		r->dirty = true;
 		return NULL;
@@ -70,10 +70,12 @@ struct vs_chain *vse_rx_get(struct vse_pair *p)
 	return c;
 }
 
-void vse_rx_put(struct vse_pair *p, struct vs_chain *c, const struct vso_hdr *h)
+void vse_rx_put(struct vse_pair *p, struct vs_chain *c, const void *hdr, uint32_t len)
 {
-	vs_chain_write(c, 0, h, sizeof(*h));
-	vs_vq_push(p->rx.vq, c, (uint32_t)sizeof(*h) + h->len);
+	uint32_t hdr_len = p->e->dialect->hdr_len;
+
+	vs_chain_write(c, 0, hdr, hdr_len);
+	vs_vq_push(p->rx.vq, c, hdr_len + len);
 	p->rx.dirty = true;
 	p->e->stats.msgs_out++;
 }
@@ -83,9 +85,10 @@ void vse_rx_unget(struct vse_pair *p, struct vs_chain *c)
 	vs_vq_unpop(p->rx.vq, c);
 }
 
-static bool ctl_append(struct vse_pair *p, const struct vso_hdr *h, const void *payload)
+static bool ctl_append(struct vse_pair *p, const void *hdr, const void *payload, uint32_t payload_len)
 {
-	size_t need = sizeof(*h) + h->len, len = p->ctl_tail - p->ctl_head, cap;
+	uint32_t hdr_len = p->e->dialect->hdr_len;
+	size_t need = (size_t)hdr_len + payload_len, len = p->ctl_tail - p->ctl_head, cap;
 	uint8_t *buf;
 
 	if (p->ctl_cap - p->ctl_tail < need && p->ctl_head) {
@@ -102,78 +105,43 @@ static bool ctl_append(struct vse_pair *p, const struct vso_hdr *h, const void *
 		p->ctl = buf;
 		p->ctl_cap = cap;
 	}
-	memcpy(p->ctl + p->ctl_tail, h, sizeof(*h));
-	if (h->len)
-		memcpy(p->ctl + p->ctl_tail + sizeof(*h), payload, h->len);
+	memcpy(p->ctl + p->ctl_tail, hdr, hdr_len);
+	if (payload_len)
+		memcpy(p->ctl + p->ctl_tail + hdr_len, payload, payload_len);
 	p->ctl_tail += need;
 	return true;
 }
 
 static bool ctl_drain(struct vse_pair *p)
 {
+	uint32_t hdr_len = p->e->dialect->hdr_len, len;
 	struct vs_chain *c;
-	struct vso_hdr h;
+	union vse_hdr hdr;
 
 	while (!vse_ctl_empty(p)) {
 		c = vse_rx_get(p);
 		if (!c)
 			return false;
-		memcpy(&h, p->ctl + p->ctl_head, sizeof(h));
-		vs_chain_write(c, sizeof(h), p->ctl + p->ctl_head + sizeof(h), h.len);
-		vse_rx_put(p, c, &h);
-		p->ctl_head += sizeof(h) + h.len;
+		memcpy(&hdr, p->ctl + p->ctl_head, hdr_len);
+		len = p->e->dialect->payload_len(&hdr);
+		vs_chain_write(c, hdr_len, p->ctl + p->ctl_head + hdr_len, len);
+		vse_rx_put(p, c, &hdr, len);
+		p->ctl_head += hdr_len + len;
 	}
 	p->ctl_head = p->ctl_tail = 0;
 	return true;
 }
 
-void vse_send(struct vse_pair *p, const struct vso_hdr *h, const void *payload)
+void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len)
 {
 	struct vs_chain *c = vse_ctl_empty(p) ? vse_rx_get(p) : NULL;
 
 	if (c) {
-		vs_chain_write(c, sizeof(*h), payload, h->len);
-		vse_rx_put(p, c, h);
-	} else if (!ctl_append(p, h, payload) && p->rx.vq) {
+		vs_chain_write(c, p->e->dialect->hdr_len, payload, len);
+		vse_rx_put(p, c, hdr, len);
+	} else if (!ctl_append(p, hdr, payload, len) && p->rx.vq) {
 		vse_ring_break(p->e, &p->rx, "no memory for a message to the driver");
 	}
-}
-
-struct vso_hdr vse_hdr(const struct vse_flow *f, uint32_t type, uint32_t arg, uint32_t len)
-{
-	bool stream = f->state == ST_STREAM;
-
-	return (struct vso_hdr){
-		.type = (uint16_t)type, .flow = f->id, .len = len, .arg = arg,
-		.buf_alloc = stream ? f->buf_alloc : 0, .fwd_cnt = stream ? f->fwd_cnt : 0,
-	};
-}
-
-void vse_send_flow(struct vse_flow *f, uint32_t type, uint32_t arg)
-{
-	struct vso_hdr h = vse_hdr(f, type, arg, 0);
-
-	f->told = f->fwd_cnt;
-	vse_send(f->pair, &h, NULL);
-}
-
-void vse_send_reply(struct vse_pair *p, struct vse_flow *f, uint32_t type, uint32_t id, uint32_t cookie, uint32_t verdict,
-		    uint32_t error, const char *local, const char *peer)
-{
-	uint8_t buf[sizeof(struct vso_reply) + 2 * VSO_URI_MAX];
-	size_t local_len = local ? strlen(local) : 0, peer_len = peer ? strlen(peer) : 0;
-	struct vso_reply r = { .verdict = verdict, .error = error, .local_len = (uint16_t)local_len, .peer_len = (uint16_t)peer_len };
-	struct vso_hdr h = { .type = (uint16_t)type, .flow = id, .cookie = cookie };
-
-	memcpy(buf, &r, sizeof(r));
-	memcpy(buf + sizeof(r), local ? local : "", local_len);
-	memcpy(buf + sizeof(r) + local_len, peer ? peer : "", peer_len);
-	h.len = (uint32_t)(sizeof(r) + local_len + peer_len);
-	if (f && f->state == ST_STREAM) {
-		h.buf_alloc = f->buf_alloc;
-		h.fwd_cnt = f->told = f->fwd_cnt;
-	}
-	vse_send(p, &h, buf);
 }
 
 void vse_rx_pump(struct vse_pair *p)

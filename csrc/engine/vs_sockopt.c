@@ -137,14 +137,14 @@ static int remember(struct vse_flow *f, const struct vso_sockopt *o, const void 
 static void answer(struct vse_flow *f, const struct vso_hdr *req, int error, const struct vso_sockopt *o, const void *value)
 {
 	uint8_t buf[sizeof(*o) + VSO_OPTVAL_MAX];
-	struct vso_hdr h = vse_hdr(f, VSO_SOCKOPT_REPLY, (uint32_t)error, (uint32_t)sizeof(*o) + o->len);
+	struct vso_hdr h = vse_vso_hdr(f, VSO_SOCKOPT_REPLY, (uint32_t)error, (uint32_t)sizeof(*o) + o->len);
 
 	h.cookie = req->cookie;
 	f->told = f->fwd_cnt;
 	memcpy(buf, o, sizeof(*o));
 	if (o->len)
 		memcpy(buf + sizeof(*o), value, o->len);
-	vse_send(f->pair, &h, buf);
+	vse_send(f->pair, &h, buf, h.len);
 }
 
 void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload)

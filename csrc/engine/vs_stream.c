@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * vs_stream - bytes of stream flows.
+ * vs_stream - bytes of stream flows, whatever the dialect. Words in capitals are the offload protocol's; every dialect has its own.
  *
  * To the host.  A run of DATA is sent straight out of guest memory. What the host socket does not take is copied to wbuf, and
  * the chains complete at once, so a slow host peer holds no ring slot. fwd_cnt counts what the host socket took, and the
@@ -34,15 +34,15 @@ enum { DISCARD_ROUNDS = 256 };		/* of VSE_SCRATCH bytes: more than the largest r
 /* --------------------------------------------------------------------------------------------------- the driver's credit */
 
 /* take the credit fields of a message; on a listening flow they count connections */
-bool vse_stream_credit(struct vse_flow *f, const struct vso_hdr *h)
+bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt)
 {
-	if (h->fwd_cnt - f->peer_fwd > f->tx_cnt - f->peer_fwd) {
+	if (fwd_cnt - f->peer_fwd > f->tx_cnt - f->peer_fwd) {
 		vse_flow_reset(f, EPROTO);
 		return false;
 	}
-	if (h->fwd_cnt != f->peer_fwd || h->buf_alloc != f->peer_alloc) {
-		f->peer_fwd = h->fwd_cnt;
-		f->peer_alloc = h->buf_alloc;
+	if (fwd_cnt != f->peer_fwd || buf_alloc != f->peer_alloc) {
+		f->peer_fwd = fwd_cnt;
+		f->peer_alloc = buf_alloc;
 		if (f->readable)
 			vse_flow_run(f);
 	}
@@ -166,7 +166,7 @@ static void wbuf_put(struct vse_flow *f, const struct iovec *iov, int cnt, size_
 
 static void send_fin(struct vse_flow *f)
 {
-	if (f->shut & VSO_SHUT_SEND && !f->wlen && !f->fin_sent && !f->error) {
+	if (f->shut & VSE_SHUT_SEND && !f->wlen && !f->fin_sent && !f->error) {
 		f->fin_sent = true;
 		/* ENOTCONN: a reset came meanwhile, which reading reports */
 		shutdown(f->fd, SHUT_WR);
@@ -203,7 +203,7 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 	size_t done = 0;
 
 	f->rx_cnt += (uint32_t)total;
-	if (f->shut & VSO_SHUT_SEND || f->rx_cnt - f->told > f->buf_alloc) {
+	if (f->shut & VSE_SHUT_SEND || f->rx_cnt - f->told > f->buf_alloc) {
 		vse_flow_reset(f, EPROTO);
 		return;
 	}
@@ -237,7 +237,7 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 
 void vse_stream_shutdown(struct vse_flow *f, uint32_t how)
 {
-	if (how & ~(uint32_t)(VSO_SHUT_SEND | VSO_SHUT_RECV)) {
+	if (how & ~(uint32_t)(VSE_SHUT_SEND | VSE_SHUT_RECV)) {
 		vse_flow_reset(f, EPROTO);
 		return;
 	}
@@ -245,7 +245,7 @@ void vse_stream_shutdown(struct vse_flow *f, uint32_t how)
 	if (f->state != ST_STREAM)
 		return;			/* NEW: vse_stream_begin() comes back to it */
 	send_fin(f);
-	if (f->shut & VSO_SHUT_RECV && f->readable)
+	if (f->shut & VSE_SHUT_RECV && f->readable)
 		vse_flow_run(f);
 }
 
@@ -261,7 +261,7 @@ static void host_eof(struct vse_flow *f)
 {
 	f->readable = false;
 	f->host_eof = true;
-	vse_send_flow(f, VSO_SHUTDOWN, VSO_SHUT_SEND);
+	f->pair->e->dialect->eof(f);
 }
 
 /* read and forget: the guest shut down its receiving side */
@@ -279,14 +279,14 @@ static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
 	struct vse_engine *e = p->e;
 	struct vs_chain *c = vse_rx_get(p);
 	struct msghdr msg = { .msg_iov = e->iov };
-	struct vso_hdr h;
+	union vse_hdr h;
 	size_t total;
 	ssize_t n;
 	int cnt;
 
 	if (!c)
 		return -ENOSPC;
-	total = vse_payload_iov(c, true, sizeof(h), limit, e->iov, &cnt);
+	total = vse_payload_iov(c, true, e->dialect->hdr_len, limit, e->iov, &cnt);
 	if (cnt > VSE_IOV_CALL) {
 		cnt = VSE_IOV_CALL;
 		total = 0;
@@ -301,9 +301,9 @@ static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
 		return n;
 	}
 	*full = (size_t)n == total;
-	h = vse_hdr(f, VSO_DATA, 0, (uint32_t)n);
+	e->dialect->data(f, &h, (uint32_t)n);
 	f->told = f->fwd_cnt;
-	vse_rx_put(p, c, &h);
+	vse_rx_put(p, c, &h, (uint32_t)n);
 	f->tx_cnt += (uint32_t)n;
 	f->to_guest += (uint64_t)n;
 	e->stats.to_guest += (uint64_t)n;
@@ -339,7 +339,7 @@ enum vse_turn vse_stream_turn(struct vse_flow *f)
 	bool full = false;
 
 	for (int msgs = 0; f->state == ST_STREAM && f->readable && !f->host_eof; msgs++) {
-		bool discard = f->shut & VSO_SHUT_RECV;
+		bool discard = f->shut & VSE_SHUT_RECV;
 		uint32_t limit = MIN(window(f), f->pair->e->max_payload);
 		ssize_t n;
 
@@ -372,7 +372,7 @@ enum vse_turn vse_stream_turn(struct vse_flow *f)
 	if (f->state == ST_STREAM && update_due(f)) {
 		if (!f->pair->rx.vq || f->pair->rx.starved)
 			return TURN_STARVED;	/* not into the control queue: it can wait here, and is one message however often */
-		vse_send_flow(f, VSO_CREDIT, 0);
+		f->pair->e->dialect->credit(f);
 	}
 	return TURN_DONE;
 }

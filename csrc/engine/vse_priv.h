@@ -4,13 +4,22 @@
  *
  *	vs_engine.c	the thread, the rings, life of the engine
  *	vs_event.c	events for Python
- *	vs_msg.c	messages of the driver: the table of what is legal when, HELLO, CLOSE, ...
- *	vs_out.c	messages to the driver
+ *	vs_in.c		chains from the driver, in batches
+ *	vs_out.c	chains to the driver, the queue of what found none, the flows' turns
  *	vs_flow.c	flow table, life and death of a flow, the answers of Python
  *	vs_stream.c	bytes of stream flows both ways, half-close, errors, lingering
+ *
+ * The offload protocol (vso_abi.h):
+ *
+ *	vs_vso.c	its messages: the table of what is legal when, HELLO, CLOSE, ...
  *	vs_listen.c	listening flows, accepting, addresses as URIs
  *	vs_dgram.c	datagram flows, the destination cache
  *	vs_sockopt.c	the whitelist of socket options
+ *
+ * Dialects.  The engine speaks one of several protocols with its driver; struct vse_dialect is what tells them apart. A flow, when
+ * its bytes may move, who waits for whose credit, what a slow or dead host does to it: that is one machine, and knows no message. How a
+ * message looks, what the driver may say when, and which words announce what became of a flow: that is the dialect. So the lower
+ * files never name a message, and a dialect never touches a host socket's bytes. Per message the seam costs one indirect call.
  *
  * Everything here is called with the engine's lock held. No chain stays popped when the lock is dropped, so a ring can be
  * detached, or its memory changed, between any two turns of the thread.
@@ -60,13 +69,19 @@ enum {
  */
 enum vse_state { ST_NEW, ST_BOUND, ST_LISTEN, ST_STREAM, ST_DGRAM, ST_DEAD, ST_LINGER, ST_COUNT };
 
+/* what the driver said that it will not do any more, whatever the dialect's word for it */
+enum {
+	VSE_SHUT_SEND = 1,
+	VSE_SHUT_RECV = 2,
+};
+
 struct vse_pair;
 struct vse_dest;
 TAILQ_HEAD(vse_destq, vse_dest);
 
 struct vse_flow {
 	uint64_t handle;		/* serial << 24 | slot */
-	uint32_t id;
+	uint64_t id;			/* the dialect's name for it, unique among flows that have one */
 	enum vse_state state;
 	int fd;				/* -1: none */
 	struct vse_pair *pair;
@@ -74,8 +89,8 @@ struct vse_flow {
 	TAILQ_ENTRY(vse_flow) run;	/* on pair->runq when queued */
 	TAILQ_ENTRY(vse_flow) aux;	/* on engine->linger (LINGER) or engine->stalled (LISTEN, when stalled) */
 
-	/* what Python was asked: VSO_CONNECT, VSO_BIND or 0; with the request's cookie and options */
-	uint16_t pending;
+	/* what Python was asked: VSE_EV_CONNECT, VSE_EV_BIND or 0; with the request's cookie and options */
+	uint32_t pending;
 	uint32_t cookie;
 	uint8_t *opts;
 	uint32_t opts_len;
@@ -91,7 +106,7 @@ struct vse_flow {
 	bool host_eof;			/* read returned 0 and SHUTDOWN was sent */
 	bool fin_sent;			/* shutdown(SHUT_WR) done */
 	bool connected;			/* datagrams: fd has a peer of its own */
-	uint32_t shut;			/* VSO_SHUT_* of the driver */
+	uint32_t shut;			/* VSE_SHUT_* of the driver */
 	uint32_t error;			/* host or protocol error; RESET follows when what was readable is delivered */
 
 	/* to the host: rx_cnt received from the driver, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it */
@@ -130,9 +145,40 @@ struct vse_pair {
 	size_t ctl_head, ctl_tail, ctl_cap;
 };
 
+/* any dialect's header */
+union vse_hdr {
+	struct vso_hdr vso;
+};
+
+/*
+ * What a dialect is. Headers of the driver are copied once, to e->hdrs[i] for the chain e->batch[i], and checked before anything of
+ * the batch is served, so that consecutive messages of a flow can be taken together.
+ */
+struct vse_dialect {
+	uint32_t hdr_len;		/* every message, both ways, starts with a header of so many bytes */
+	uint32_t rx_min;		/* writable bytes that every chain to the driver must have */
+
+	/* from the driver */
+	bool (*well_formed)(const struct vse_engine *e, int i);	/* all of hdr_len was there */
+	void (*complain)(struct vse_pair *p, int i);		/* it was not well-formed: break the ring and say why */
+	int (*serve)(struct vse_pair *p, int first, int end);	/* batch[first] and perhaps more; the chains taken, 1 or more */
+
+	/* to the driver */
+	uint32_t (*payload_len)(const union vse_hdr *hdr);
+	void (*data)(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len);	/* the header of len bytes of the stream */
+	void (*credit)(struct vse_flow *f);			/* the window of the flow moved */
+	void (*eof)(struct vse_flow *f);			/* the host sends no more */
+	void (*reset)(struct vse_flow *f, uint32_t error);	/* the host side is dead; f->state is ST_DEAD already */
+	/* what Python decided on `asked` (f->pending), VSO_OFFLOAD and error 0: it is connected, or bound */
+	void (*answer)(struct vse_flow *f, uint32_t asked, uint32_t verdict, uint32_t error, const char *local, const char *peer);
+};
+
+extern const struct vse_dialect vse_vso;	/* vs_vso.c */
+
 struct vse_evnode;
 
 struct vse_engine {
+	const struct vse_dialect *dialect;
 	struct vse_config config;
 	pthread_mutex_t gate, lock;	/* see vse_lock() */
 	pthread_t thread;
@@ -144,7 +190,7 @@ struct vse_engine {
 	bool hello;			/* a driver has said HELLO */
 	uint64_t epoch;
 	uint64_t features;
-	uint32_t max_payload;		/* the driver's limit, at most VSO_PAYLOAD_MAX */
+	uint32_t max_payload;		/* of one message to the driver */
 
 	struct vse_pair *pairs;
 	struct vse_flow **slots;	/* by the low bits of the handle; free ones are chained through free_slots */
@@ -163,7 +209,7 @@ struct vse_engine {
 	struct vse_stats stats;
 
 	struct vs_chain *batch[VSE_BATCH];
-	struct vso_hdr hdrs[VSE_BATCH];
+	union vse_hdr hdrs[VSE_BATCH];
 	struct vs_chain *rx_chain;
 	struct iovec iov[VSE_IOV + 8];
 	uint8_t scratch[VSE_SCRATCH];
@@ -182,25 +228,21 @@ void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, .
 void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem);
 void vse_settle(struct vse_engine *e);		/* at the end of every call from outside: flush, wake the thread if it has work */
 
-/* vs_msg.c */
+/* vs_in.c */
 void vse_tx_batch(struct vse_pair *p);		/* one batch of the driver's messages */
 
 /* vs_out.c */
 struct vs_chain *vse_rx_get(struct vse_pair *p);	/* a chain to fill: give it to rx_put or rx_unget. NULL: none now */
-void vse_rx_put(struct vse_pair *p, struct vs_chain *c, const struct vso_hdr *h);	/* payload is in place */
+void vse_rx_put(struct vse_pair *p, struct vs_chain *c, const void *hdr, uint32_t len);	/* len bytes of payload are in place */
 void vse_rx_unget(struct vse_pair *p, struct vs_chain *c);
 void vse_rx_pump(struct vse_pair *p);		/* queued control messages, then what flows have */
 bool vse_ctl_empty(const struct vse_pair *p);
-void vse_send(struct vse_pair *p, const struct vso_hdr *h, const void *payload);
-void vse_send_flow(struct vse_flow *f, uint32_t type, uint32_t arg);
-void vse_send_reply(struct vse_pair *p, struct vse_flow *f, uint32_t type, uint32_t id, uint32_t cookie, uint32_t verdict,
-		    uint32_t error, const char *local, const char *peer);
-struct vso_hdr vse_hdr(const struct vse_flow *f, uint32_t type, uint32_t arg, uint32_t len);	/* with the credit fields */
+void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len);	/* now, or queued */
 size_t vse_payload_iov(const struct vs_chain *c, bool writable, size_t skip, size_t limit, struct iovec *iov, int *cnt);
 
 /* vs_flow.c */
-struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint32_t id);	/* NULL: no room */
-struct vse_flow *vse_flow_find(struct vse_engine *e, uint32_t id);
+struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint64_t id);	/* NULL: no room */
+struct vse_flow *vse_flow_find(struct vse_engine *e, uint64_t id);
 struct vse_flow *vse_flow_of(struct vse_engine *e, uint64_t handle);
 void vse_flow_free(struct vse_flow *f);		/* closes the fd plainly; ENDED if due */
 void vse_flow_unhash(struct vse_flow *f);
@@ -209,7 +251,7 @@ void vse_flow_rest(struct vse_flow *f);		/* take off */
 int vse_flow_poll(struct vse_flow *f);		/* put the fd in epoll */
 void vse_flow_drop_fd(struct vse_flow *f, bool abort);
 void vse_flow_reset(struct vse_flow *f, uint32_t error);	/* RST on the host, RESET to the driver, DEAD */
-void vse_flow_close(struct vse_flow *f, bool abort);	/* the driver's CLOSE: CLOSED, then free or LINGER */
+void vse_flow_close(struct vse_flow *f, bool abort);	/* the driver is done with it: its id is free; freed, or LINGER */
 void vse_flow_ready(struct vse_flow *f, uint32_t events);	/* what epoll said */
 void vse_flows_forget(struct vse_engine *e, bool linger_too);	/* every flow, no message: new epoch, stop */
 
@@ -217,7 +259,7 @@ void vse_flows_forget(struct vse_engine *e, bool linger_too);	/* every flow, no 
 void vse_stream_begin(struct vse_flow *f);
 void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total);
 void vse_stream_shutdown(struct vse_flow *f, uint32_t how);
-bool vse_stream_credit(struct vse_flow *f, const struct vso_hdr *h);	/* false: nonsense, the flow was reset */
+bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt);	/* false: nonsense, the flow was reset */
 void vse_stream_ready(struct vse_flow *f, uint32_t events);
 void vse_stream_free_wbuf(struct vse_flow *f);
 void vse_stream_discard(struct vse_flow *f);	/* what is unread at the host, so that close() sends FIN and not RST */
@@ -225,6 +267,11 @@ void vse_linger_expire(struct vse_engine *e, uint64_t now);
 /* a turn of a flow on the run queue: done (take it off), again (to the tail), or starved of chains (leave it) */
 enum vse_turn { TURN_DONE, TURN_AGAIN, TURN_STARVED };
 enum vse_turn vse_stream_turn(struct vse_flow *f);
+
+/* vs_vso.c */
+struct vso_hdr vse_vso_hdr(const struct vse_flow *f, uint32_t type, uint32_t arg, uint32_t len);	/* with the credit fields */
+void vse_vso_reply(struct vse_pair *p, struct vse_flow *f, uint32_t type, uint32_t id, uint32_t cookie, uint32_t verdict,
+		   uint32_t error, const char *local, const char *peer);
 
 /* vs_listen.c */
 void vse_listen(struct vse_flow *f, const struct vso_hdr *h);

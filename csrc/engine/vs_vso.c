@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * vs_msg - messages of the driver.
+ * vs_vso - the offload protocol as a dialect of the engine: its messages, both ways. vso_abi.h says what they are.
  *
  * What the driver may do wrong, and what then happens. "Ring broken": its err fd is signalled, VSE_EV_BROKEN says why, and
  * nothing more is read from it until it is attached again; messages before the bad one were served, chains are given back.
@@ -31,6 +31,78 @@
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
+/* --------------------------------------------------------------------------------------------------------- to the driver */
+
+struct vso_hdr vse_vso_hdr(const struct vse_flow *f, uint32_t type, uint32_t arg, uint32_t len)
+{
+	bool stream = f->state == ST_STREAM;
+
+	return (struct vso_hdr){
+		.type = (uint16_t)type, .flow = (uint32_t)f->id, .len = len, .arg = arg,
+		.buf_alloc = stream ? f->buf_alloc : 0, .fwd_cnt = stream ? f->fwd_cnt : 0,
+	};
+}
+
+static void send_flow(struct vse_flow *f, uint32_t type, uint32_t arg)
+{
+	struct vso_hdr h = vse_vso_hdr(f, type, arg, 0);
+
+	f->told = f->fwd_cnt;
+	vse_send(f->pair, &h, NULL, 0);
+}
+
+void vse_vso_reply(struct vse_pair *p, struct vse_flow *f, uint32_t type, uint32_t id, uint32_t cookie, uint32_t verdict,
+		   uint32_t error, const char *local, const char *peer)
+{
+	uint8_t buf[sizeof(struct vso_reply) + 2 * VSO_URI_MAX];
+	size_t local_len = local ? strlen(local) : 0, peer_len = peer ? strlen(peer) : 0;
+	struct vso_reply r = { .verdict = verdict, .error = error, .local_len = (uint16_t)local_len, .peer_len = (uint16_t)peer_len };
+	struct vso_hdr h = { .type = (uint16_t)type, .flow = id, .cookie = cookie };
+
+	memcpy(buf, &r, sizeof(r));
+	memcpy(buf + sizeof(r), local ? local : "", local_len);
+	memcpy(buf + sizeof(r) + local_len, peer ? peer : "", peer_len);
+	h.len = (uint32_t)(sizeof(r) + local_len + peer_len);
+	if (f && f->state == ST_STREAM) {
+		h.buf_alloc = f->buf_alloc;
+		h.fwd_cnt = f->told = f->fwd_cnt;
+	}
+	vse_send(p, &h, buf, h.len);
+}
+
+static uint32_t payload_len(const union vse_hdr *hdr)
+{
+	return hdr->vso.len;
+}
+
+static void say_data(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len)
+{
+	hdr->vso = vse_vso_hdr(f, VSO_DATA, 0, len);
+}
+
+static void say_credit(struct vse_flow *f)
+{
+	send_flow(f, VSO_CREDIT, 0);
+}
+
+static void say_eof(struct vse_flow *f)
+{
+	send_flow(f, VSO_SHUTDOWN, VSO_SHUT_SEND);
+}
+
+static void say_reset(struct vse_flow *f, uint32_t error)
+{
+	send_flow(f, VSO_RESET, error);
+}
+
+static void say_answer(struct vse_flow *f, uint32_t asked, uint32_t verdict, uint32_t error, const char *local, const char *peer)
+{
+	vse_vso_reply(f->pair, f, asked == VSE_EV_BIND ? VSO_BIND_REPLY : VSO_CONNECT_REPLY, (uint32_t)f->id, f->cookie, verdict,
+		      error, local, peer);
+}
+
+/* ------------------------------------------------------------------------------------------------------- from the driver */
+
 static void on_hello(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
 {
 	struct vse_engine *e = p->e;
@@ -51,7 +123,7 @@ static void on_hello(struct vse_pair *p, const struct vso_hdr *h, const struct v
 	};
 	if (hello.abi_major != VSO_ABI_MAJOR) {
 		out.arg = EPROTONOSUPPORT;
-		vse_send(p, &out, &reply);
+		vse_send(p, &out, &reply, sizeof(reply));
 		return;
 	}
 	if (!e->hello || e->epoch != hello.epoch) {
@@ -65,14 +137,14 @@ static void on_hello(struct vse_pair *p, const struct vso_hdr *h, const struct v
 		e->max_payload = hello.max_payload ? MIN(hello.max_payload, (uint32_t)VSO_PAYLOAD_MAX) : VSO_PAYLOAD_MAX;
 		vse_event(e, VSE_EV_HELLO, NULL, 0, 0, &hello, sizeof(hello));
 	}
-	vse_send(p, &out, &reply);
+	vse_send(p, &out, &reply, sizeof(reply));
 }
 
 static void on_ping(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
 {
 	struct vso_hdr out = { .type = VSO_PONG, .cookie = h->cookie };
 
-	vse_send(p, &out, NULL);
+	vse_send(p, &out, NULL, 0);
 }
 
 static void on_pong(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
@@ -129,19 +201,19 @@ static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs
 	if (!error && ((f && f->dgram != dgram) || (o.flags & VSO_OPEN_ADDR_ONLY && !(dgram && connect))))
 		error = EINVAL;
 	if (error) {
-		vse_send_reply(p, NULL, reply, h->flow, h->cookie, VSO_OFFLOAD, (uint32_t)error, NULL, NULL);
+		vse_vso_reply(p, NULL, reply, h->flow, h->cookie, VSO_OFFLOAD, (uint32_t)error, NULL, NULL);
 		return;
 	}
 	if (dgram && !(e->features & VSO_F_DGRAM)) {
-		vse_send_reply(p, NULL, reply, h->flow, h->cookie, VSO_NATIVE, 0, NULL, NULL);
+		vse_vso_reply(p, NULL, reply, h->flow, h->cookie, VSO_NATIVE, 0, NULL, NULL);
 		return;
 	}
 	if (!f && !(f = vse_flow_new(e, p, h->flow))) {
-		vse_send_reply(p, NULL, reply, h->flow, h->cookie, VSO_OFFLOAD, ENFILE, NULL, NULL);
+		vse_vso_reply(p, NULL, reply, h->flow, h->cookie, VSO_OFFLOAD, ENFILE, NULL, NULL);
 		return;
 	}
 	f->dgram = dgram;
-	f->pending = h->type;
+	f->pending = connect ? VSE_EV_CONNECT : VSE_EV_BIND;
 	f->cookie = h->cookie;
 	if (connect && !dgram) {
 		f->peer_alloc = h->buf_alloc;
@@ -163,18 +235,19 @@ static void on_close(struct vse_pair *p, const struct vso_hdr *h, const struct v
 	struct vse_flow *f = vse_flow_find(p->e, h->flow);
 	struct vso_hdr out = { .type = VSO_CLOSED, .flow = h->flow };
 
-	if (f && f->pair == p)
-		vse_flow_close(f, h->arg & VSO_CLOSE_ABORT);
-	else if (f)
+	if (f && f->pair != p) {
 		vse_flow_reset(f, EPROTO);
-	else
-		vse_send(p, &out, NULL);
+		return;
+	}
+	vse_send(p, &out, NULL, 0);
+	if (f)
+		vse_flow_close(f, h->arg & VSO_CLOSE_ABORT);
 }
 
 static void on_credit(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
 {
 	if (f->state == ST_LISTEN)
-		vse_stream_credit(f, h);
+		vse_stream_credit(f, h->buf_alloc, h->fwd_cnt);
 }
 
 static void on_shutdown(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
@@ -252,7 +325,7 @@ static struct vse_flow *admit(struct vse_pair *p, const struct message *m, const
 		vse_flow_reset(f, EPROTO);
 		return NULL;
 	}
-	if ((f->state == ST_STREAM || (f->state == ST_NEW && f->pending == VSO_CONNECT && !f->dgram)) && !vse_stream_credit(f, h))
+	if ((f->state == ST_STREAM || (f->state == ST_NEW && f->pending == VSE_EV_CONNECT && !f->dgram)) && !vse_stream_credit(f, h->buf_alloc, h->fwd_cnt))
 		return NULL;
 	return f;
 }
@@ -261,7 +334,7 @@ static struct vse_flow *admit(struct vse_pair *p, const struct message *m, const
 static int data_run(struct vse_pair *p, int first, int n)
 {
 	struct vse_engine *e = p->e;
-	const struct vso_hdr *h = &e->hdrs[first];
+	const struct vso_hdr *h = &e->hdrs[first].vso;
 	struct vse_flow *f = admit(p, &messages[VSO_DATA], h);
 	size_t total = 0;
 	int i, cnt, iovs = 0;
@@ -269,87 +342,68 @@ static int data_run(struct vse_pair *p, int first, int n)
 	if (!f)
 		return 1;
 	for (i = first; i < n; i++) {
-		if (i > first && (e->hdrs[i].type != VSO_DATA || e->hdrs[i].flow != h->flow ||
+		if (i > first && (e->hdrs[i].vso.type != VSO_DATA || e->hdrs[i].vso.flow != h->flow ||
 				  iovs + e->batch[i]->n_out > VSE_IOV))
 			break;
-		if (i > first && !vse_stream_credit(f, &e->hdrs[i]))
+		if (i > first && !vse_stream_credit(f, e->hdrs[i].vso.buf_alloc, e->hdrs[i].vso.fwd_cnt))
 			return i - first + 1;
-		total += vse_payload_iov(e->batch[i], false, sizeof(*h), e->hdrs[i].len, e->iov + iovs, &cnt);
+		total += vse_payload_iov(e->batch[i], false, sizeof(*h), e->hdrs[i].vso.len, e->iov + iovs, &cnt);
 		iovs += cnt;
 	}
 	vse_stream_data(f, e->iov, iovs, total);
 	return i - first;
 }
 
-/* copy the header of batch[i] and check it and the chain */
-static bool header_ok(struct vse_engine *e, int i)
+static bool well_formed(const struct vse_engine *e, int i)
 {
 	const struct vs_chain *c = e->batch[i];
-	struct vso_hdr *h = &e->hdrs[i];
+	const struct vso_hdr *h = &e->hdrs[i].vso;
 
-	return !c->n_in && vs_chain_read(c, 0, h, sizeof(*h)) == sizeof(*h) && h->len <= VSO_PAYLOAD_MAX &&
-	       h->len <= c->out_len - sizeof(*h) && message_of(h->type);
+	return h->len <= VSO_PAYLOAD_MAX && h->len <= c->out_len - sizeof(*h) && message_of(h->type);
 }
 
-/* what header_ok() found wrong */
-static void break_on_header(struct vse_pair *p, int i)
+static void complain(struct vse_pair *p, int i)
 {
 	const struct vs_chain *c = p->e->batch[i];
-	const struct vso_hdr *h = &p->e->hdrs[i];
+	const struct vso_hdr *h = &p->e->hdrs[i].vso;
 
-	if (c->n_in)
-		vse_ring_break(p->e, &p->tx, "chain %u from the driver has %u writable buffers", c->head, c->n_in);
-	else if (c->out_len < sizeof(*h))
-		vse_ring_break(p->e, &p->tx, "chain %u has %llu bytes, less than a header", c->head,
-			       (unsigned long long)c->out_len);
-	else if (!message_of(h->type))
+	if (!message_of(h->type))
 		vse_ring_break(p->e, &p->tx, "chain %u has message type %u, which no driver sends", c->head, h->type);
 	else
 		vse_ring_break(p->e, &p->tx, "chain %u has %llu bytes, its header announces %u of payload (at most %u)",
 			       c->head, (unsigned long long)c->out_len, h->len, VSO_PAYLOAD_MAX);
 }
 
-void vse_tx_batch(struct vse_pair *p)
+static int serve(struct vse_pair *p, int first, int end)
 {
 	struct vse_engine *e = p->e;
-	struct vse_ring *r = &p->tx;
-	int n, i, end, rc = 1;
+	const struct vso_hdr *h = &e->hdrs[first].vso;
+	const struct message *m = message_of(h->type);
+	struct vse_flow *f;
 
-	for (n = 0; n < VSE_BATCH && (rc = vs_vq_pop(r->vq, e->batch[n])) == 1; n++)
-		vse_ring_poll_mem(r, e->batch[n]->mem);
-	if (!rc) {
-		r->ready = vs_vq_enable_kick(r->vq);
-		if (r->ready)
-			vs_vq_disable_kick(r->vq);
-	}
-	/* headers first: a run of DATA must be seen whole. What follows a bad one is not served. */
-	for (end = 0; end < n && header_ok(e, end); end++)
-		;
-	e->stats.msgs_in += (uint64_t)end;
-	for (i = 0; i < end && !r->broken;) {
-		const struct vso_hdr *h = &e->hdrs[i];
-		const struct message *m = message_of(h->type);
-		struct vse_flow *f;
-
-		if (!e->hello && h->type != VSO_HELLO) {
-			vse_ring_break(e, r, "message type %u before HELLO", h->type);
-			break;
-		}
-		if (h->type == VSO_DATA) {
-			i += data_run(p, i, end);
-			continue;
-		}
-		if (m->on_pair)
-			m->on_pair(p, h, e->batch[i]);
-		else if ((f = admit(p, m, h)))
-			m->on_flow(f, h, e->batch[i]);
-		i++;
-	}
-	if (end < n)
-		break_on_header(p, end);
-	else if (rc < 0)
-		vse_ring_break(e, r, "%s", vs_vq_error(r->vq)->text);
-	for (i = 0; i < n; i++)
-		vs_vq_push(r->vq, e->batch[i], 0);
-	r->dirty = r->dirty || n;
+	if (!e->hello && h->type != VSO_HELLO)
+		vse_ring_break(e, &p->tx, "message type %u before HELLO", h->type);
+	else if (h->type == VSO_DATA)
+		return data_run(p, first, end);
+	else if (m->on_pair)
+		m->on_pair(p, h, e->batch[first]);
+	else if ((f = admit(p, m, h)))
+		m->on_flow(f, h, e->batch[first]);
+	return 1;
 }
+
+const struct vse_dialect vse_vso = {
+	.hdr_len = sizeof(struct vso_hdr),
+	.rx_min = VSO_RX_MIN,
+	.well_formed = well_formed,
+	.complain = complain,
+	.serve = serve,
+	.payload_len = payload_len,
+	.data = say_data,
+	.credit = say_credit,
+	.eof = say_eof,
+	.reset = say_reset,
+	.answer = say_answer,
+};
+
+_Static_assert((int)VSE_SHUT_SEND == (int)VSO_SHUT_SEND && (int)VSE_SHUT_RECV == (int)VSO_SHUT_RECV, "SHUTDOWN's arg is taken as it is");

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_in - chains from the driver, a batch at a time.
+ *
+ * Each chain is one message: a header of the dialect, then payload, in any layout of descriptors. First every header of the batch is
+ * copied and checked, then the dialect serves them in order, several together where it can, then all chains are completed. What stands
+ * behind a malformed message is not served: the ring is broken there.
+ */
+#include "vse_priv.h"
+
+/* copy the header of batch[i] and check it and the chain */
+static bool header_ok(struct vse_engine *e, int i)
+{
+	const struct vs_chain *c = e->batch[i];
+	uint32_t hdr_len = e->dialect->hdr_len;
+
+	return !c->n_in && vs_chain_read(c, 0, &e->hdrs[i], hdr_len) == hdr_len && e->dialect->well_formed(e, i);
+}
+
+/* what header_ok() found wrong */
+static void break_on_header(struct vse_pair *p, int i)
+{
+	const struct vs_chain *c = p->e->batch[i];
+
+	if (c->n_in)
+		vse_ring_break(p->e, &p->tx, "chain %u from the driver has %u writable buffers", c->head, c->n_in);
+	else if (c->out_len < p->e->dialect->hdr_len)
+		vse_ring_break(p->e, &p->tx, "chain %u has %llu bytes, less than a header", c->head,
+			       (unsigned long long)c->out_len);
+	else
+		p->e->dialect->complain(p, i);
+}
+
+void vse_tx_batch(struct vse_pair *p)
+{
+	struct vse_engine *e = p->e;
+	struct vse_ring *r = &p->tx;
+	int n, i, end, rc = 1;
+
+	for (n = 0; n < VSE_BATCH && (rc = vs_vq_pop(r->vq, e->batch[n])) == 1; n++)
+		vse_ring_poll_mem(r, e->batch[n]->mem);
+	if (!rc) {
+		r->ready = vs_vq_enable_kick(r->vq);
+		if (r->ready)
+			vs_vq_disable_kick(r->vq);
+	}
+	for (end = 0; end < n && header_ok(e, end); end++)
+		;
+	e->stats.msgs_in += (uint64_t)end;
+	for (i = 0; i < end && !r->broken;)
+		i += e->dialect->serve(p, i, end);
+	if (end < n)
+		break_on_header(p, end);
+	else if (rc < 0)
+		vse_ring_break(e, r, "%s", vs_vq_error(r->vq)->text);
+	for (i = 0; i < n; i++)
+		vs_vq_push(r->vq, e->batch[i], 0);
+	r->dirty = r->dirty || n;
+}
