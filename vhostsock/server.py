@@ -8,12 +8,10 @@ session that ends, for whatever reason, costs nothing but itself: the server goe
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
 import socket
-import stat
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +20,7 @@ from .device import Device
 from .errors import FrontendError, UsageError
 from .offers import session_config
 from .recording import Tap
+from .sockfile import SocketFile
 
 __all__ = ["Server"]
 
@@ -66,7 +65,7 @@ class Server:
         if sock is not None:
             _check_state(sock)
         self._sock = sock if fd is None else _socket_of(fd)
-        self._made: tuple[int, int] | None = None  # device and inode of the socket file we created
+        self._file: SocketFile | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -78,9 +77,8 @@ class Server:
 
     async def __aenter__(self) -> Self:
         if self._path is not None:
-            self._sock = _listen(self._path)
-            status = os.stat(self._path)
-            self._made = status.st_dev, status.st_ino
+            self._file = SocketFile(self._path, backlog=BACKLOG)
+            self._sock = self._file.sock
         assert self._sock is not None
         self._sock.setblocking(False)
         serve = self._accept(self._sock) if _is_listening(self._sock) else self._serve(self._sock)
@@ -113,13 +111,9 @@ class Server:
         if self._sock:
             self._sock.close()
             self._sock = None
-        if self._made:
-            assert self._path is not None
-            with contextlib.suppress(FileNotFoundError):
-                status = os.lstat(self._path)
-                if (status.st_dev, status.st_ino) == self._made:  # perhaps another server has taken the place
-                    os.unlink(self._path)
-            self._made = None
+        if self._file:
+            self._file.close()
+            self._file = None
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -186,38 +180,3 @@ def _check_state(sock: socket.socket) -> None:
             sock.getpeername()
         except OSError:
             raise UsageError(f"descriptor {sock.fileno()} is a socket that neither listens nor is connected") from None
-
-
-def _listen(path: str) -> socket.socket:
-    """A listening socket at ``path``, in place of one that nobody listens on any more."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise OSError(error.errno, f"cannot listen: {error.strerror or error}", path) from None
-            _remove_stale(path)
-            sock.bind(path)
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Remove the socket file of a server that is gone. OSError when the path is anything else."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "is there and is not a socket; choose another path", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            log.info("%s: removing the socket of a server that is gone", path)
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its backlog is full, so somebody listens
-    raise OSError(errno.EADDRINUSE, "another process is serving there; stop it or choose another path", path)
