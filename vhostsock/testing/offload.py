@@ -24,23 +24,21 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-import select
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vhostsock._core import ffi, lib
-from vhostsock.testing.driver import DeviceFault, DriverQueue, GuestMemory, RingFull
+from vhostsock.testing.driver import DeviceFault, DriverQueue
 from vhostsock.testing.flow import TIMEOUT, Flow, Message, Refused, pack, pack_open, pack_options
+from vhostsock.testing.pairs import RingDriver
 
 __all__ = ["DeviceFault", "Flow", "Message", "OffloadDriver", "Refused", "pack", "pack_open", "pack_options"]
 
 HDR_SIZE: int = ffi.sizeof("struct vso_hdr")
 
 
-class OffloadDriver:
+class OffloadDriver(RingDriver):
     """The driver of an offload device with these rings: [to the driver, from it] for each pair, in the order of their indices.
 
     ``window`` is what each flow may hold in bytes; ``rx_buffers`` chains of ``rx_size`` bytes are kept on every to-driver ring.
@@ -51,55 +49,14 @@ class OffloadDriver:
     ) -> None:
         if not queues or len(queues) % 2:
             raise ValueError("rings come in pairs")
-        self.queues = list(queues)
+        super().__init__(queues, rx_layout=[rx_size], rx_buffers=rx_buffers)
         self.window = window
-        self.rx_size = rx_size
         self.max_payload: int = lib.VSO_PAYLOAD_MAX
         self.flows: dict[int, Flow] = {}
         self.stray: deque[Message] = deque()  # PONG, HELLO_REPLY, replies to refused opens
         self.log: deque[Message] | None = None  # set to a deque to keep every message
         self._ids = itertools.count(1)
         self._cookies = itertools.count(1)
-        self._poll = select.poll()
-        self._watched: dict[int, Callable[[], None]] = {}
-        self.rx_buffers = rx_buffers
-        for ring in range(len(self.queues)):
-            self._take_on(ring)
-
-    @classmethod
-    def in_memory(cls, memory: GuestMemory, pairs: int = 1, num: int = 256, **options: Any) -> OffloadDriver:
-        """A driver with new rings of ``num`` descriptors; close() closes them."""
-        return cls([DriverQueue(memory, num) for _ in range(2 * pairs)], **options)
-
-    def _take_on(self, ring: int) -> None:
-        queue = self.queues[ring]
-        self._poll.register(queue.call_fd, select.POLLIN)
-        if ring % 2 == 0:
-            for _ in range(self.rx_buffers):
-                queue.add(writable=[self.rx_size])
-            queue.publish()
-            queue.kick()
-
-    def replace(self, ring: int, queue: DriverQueue) -> None:
-        """A new ring in the place of one that is closed, as after a device reset. What was in the old one is lost."""
-        self.queues[ring] = queue
-        self._take_on(ring)
-
-    def __enter__(self) -> OffloadDriver:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the rings' eventfds. Says nothing to the device."""
-        for queue in self.queues:
-            queue.close()
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call ``callback`` whenever ``fd`` is readable while this driver waits: to run the device's control side meanwhile."""
-        self._watched[fd] = callback
-        self._poll.register(fd, select.POLLIN)
 
     # Moving
 
@@ -115,56 +72,6 @@ class OffloadDriver:
         data += payload
         edges = [0, *cuts, len(data)]
         self.post_raw([data[a:b] for a, b in itertools.pairwise(edges)], pair=pair)
-
-    def post_raw(self, readable: Sequence[bytes], writable: Sequence[int] = (), pair: int = 0) -> None:
-        """Send one chain of any shape, waiting for room in the ring."""
-        queue = self.queues[2 * pair + 1]
-        while True:
-            queue.collect()
-            try:
-                queue.submit(readable, writable)
-                return
-            except (RingFull, MemoryError):
-                if not queue.in_flight:
-                    raise  # it will never fit
-            # step() collects; that is what makes room
-            self.wait(lambda full=queue.in_flight: queue.in_flight < full, TIMEOUT, "room in a ring")  # type: ignore[misc]
-
-    def step(self) -> int:
-        """Take what the device has completed; never blocks. The number of messages."""
-        count = 0
-        for pair, queue in enumerate(self.queues[::2]):
-            done = queue.collect()
-            for request in done:
-                queue.add(writable=[request.room])
-            if done:
-                queue.publish()
-                queue.kick()
-            for request in done:
-                self._on_message(pair, request.data)
-            count += len(done)
-        for queue in self.queues[1::2]:
-            queue.collect()
-        return count
-
-    def wait(self, condition: Callable[[], object], timeout: float = TIMEOUT, what: str = "a message") -> None:
-        """Until ``condition()`` is true. TimeoutError naming ``what`` after ``timeout`` seconds."""
-        end = time.monotonic() + timeout
-        while True:
-            self.step()
-            if condition():
-                return
-            if any([queue.enable_calls() for queue in self.queues]):
-                continue
-            left = end - time.monotonic()
-            ready = self._poll.poll(left * 1000) if left > 0 else []
-            if not ready:
-                raise TimeoutError(f"waited {timeout:g} s for {what}")
-            for fd, _ in ready:
-                if fd in self._watched:
-                    self._watched[fd]()
-            for queue in self.queues:
-                queue.take_call()
 
     def _on_message(self, pair: int, data: bytes) -> None:
         if len(data) < HDR_SIZE:
