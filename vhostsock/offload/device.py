@@ -13,7 +13,6 @@ Log lines of one flow start with the device's name and the flow's number: ``vm1 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import socket
@@ -23,14 +22,13 @@ from functools import partial
 from typing import ClassVar, Final
 
 from .._core import lib
-from ..device import Device, Queue
-from ..errors import FrontendError, PolicyError, RequestError, UsageError
+from ..errors import PolicyError, RequestError, UsageError
 from . import abi
 from . import uri as uris
-from .engine import Engine, Event, Stats
+from .engine import Event
+from .engine_device import EngineDevice
 from .errnos import errno_name, guest_errno
 from .flows import Flow, ended_text
-from .guestlog import GuestLog
 from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
 from .handlers.direct import open_datagram
 from .handlers.listen import Listeners
@@ -45,7 +43,7 @@ _OFFLOAD: Final[int] = lib.VSO_OFFLOAD
 _REFUSALS: Final = {"native": lib.VSO_NATIVE, "deny": lib.VSO_DENY}
 
 
-class OffloadDevice(Device):
+class OffloadDevice(EngineDevice):
     """Serve one guest's sockets.
 
     name         who this guest is, in policies (``device``) and in the log
@@ -67,102 +65,33 @@ class OffloadDevice(Device):
                  buffer: int = 256 << 10, buffers: int = 64 << 20) -> None:  # fmt: skip
         if not 1 <= pairs <= 64:
             raise UsageError(f"{pairs} ring pairs; there can be 1 to 64")
-        self.name = name
         self.policy = policy or Policy()
         self.num_queues = 2 * pairs
         self._handlers = _handlers(self.policy, handlers or {})
-        self._log = GuestLog(name)
-        self._limits = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
+        limits = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
         self._max_pending = max_pending
         self._max_tasks = max_pending + max_flows  # functions that serve connections may outlive them, but not without end
-        self._engine: Engine | None = None
-        self._last_stats = Stats()
         self._flows: dict[int, Flow] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # all of ours that are not done
-        self._connecting: set[asyncio.Task[None]] = set()  # of those, that have not answered their request
-        self._serving: set[asyncio.Task[None]] = set()  # and that serve a connection in this process
+        self._connecting: set[asyncio.Task[None]] = set()  # that have not answered their request
+        self._serving: set[asyncio.Task[None]] = set()  # that serve a connection in this process
         self._listeners = Listeners()
-        self._queues: dict[int, Queue] = {}
-        Engine(**self._limits).close()  # complains about a limit now, not when a front-end comes
+        super().__init__(name, log, limits)
 
-    # ---- life
+    def _answer(self, event: Event) -> None:
+        _ANSWERS[event.kind](self, event)
 
-    async def connected(self) -> None:
-        self._engine = Engine(**self._limits)
-        self._engine.start()
-        asyncio.get_running_loop().add_reader(self._engine.event_fd, self._take_events)
-
-    async def disconnected(self) -> None:
-        engine = self._engine
-        if engine is None:
-            return
-        asyncio.get_running_loop().remove_reader(engine.event_fd)
-        engine.forget()
-        self._settle()
-        self.report()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._last_stats = engine.stats()
-        self._engine = None
-        engine.close()
+    def _forget_flows(self) -> None:
         self._flows.clear()
 
-    def reset(self) -> None:
-        if self._engine:
-            self._engine.forget()
-            self._settle()
-
-    def queue_started(self, queue: Queue) -> None:
-        assert self._engine is not None
-        self._queues[queue.index] = queue
-        self._engine.attach(queue.index, queue.vring.ptr, queue.kick_fd)
-
-    async def queue_draining(self, queue: Queue) -> None:
-        """Nothing to wait for: no chain stays with the engine between two batches."""
-
-    def queue_stopped(self, queue: Queue) -> None:
-        assert self._engine is not None
-        self._engine.detach(queue.index)
-        self._queues.pop(queue.index, None)
-
-    def quiesced(self) -> contextlib.AbstractContextManager[None]:
-        return self._engine.locked() if self._engine else contextlib.nullcontext()
-
-    def stats(self) -> Stats:
-        """The engine's figures; after the front-end has gone, the last ones."""
-        return self._engine.stats() if self._engine else self._last_stats
-
-    def report(self) -> None:
-        """Log one line of figures. ``events`` counts what Python was handed: it does not grow with the bytes."""
-        self._log.flush()
-        figures = self.stats()._asdict()
-        first = {key: figures.pop(key) for key in ("flows", "to_host", "to_guest", "events", "wakeups")}
-        log.info("stats name=%s %s", self.name, " ".join(f"{key}={value}" for key, value in (first | figures).items()))
+    def _unanswered(self, event: Event) -> None:
+        if event.kind in ("CONNECT", "BIND"):
+            assert self._engine is not None
+            self._engine.refuse(event.handle, _OFFLOAD, errno.ECONNABORTED)
+            flow = self._flows.get(event.handle)
+            if flow and not flow.open:
+                self._forget(flow)
 
     # ---- events
-
-    def _take_events(self) -> bool:
-        """Answer one batch; False when there was nothing."""
-        if self._engine is None:
-            return False
-        events = self._engine.events()
-        for event in events:
-            try:
-                _ANSWERS[event.kind](self, event)
-            except Exception:
-                log.exception("%s #%d: cannot serve %s", self.name, event.flow, event.kind)
-                if event.kind in ("CONNECT", "BIND"):
-                    self._engine.refuse(event.handle, _OFFLOAD, errno.ECONNABORTED)
-                    flow = self._flows.get(event.handle)
-                    if flow and not flow.open:
-                        self._forget(flow)
-        return bool(events)
-
-    def _settle(self) -> None:
-        while self._take_events():
-            pass
 
     def _say(self, flow: Flow, text: str, *, level: int = logging.INFO) -> None:
         self._log(level, "%s %s", flow, text)
@@ -368,12 +297,6 @@ class OffloadDevice(Device):
             flow.connection.ended(event.error)
         self._forget(flow)
 
-    def _broken(self, event: Event) -> None:
-        self._log(logging.ERROR, "ring %d is broken: %s", event.flow, event.payload.decode("utf-8", "replace"))
-        queue = self._queues.get(event.flow)
-        if queue and queue.memory and queue.memory.poisoned:
-            queue.fail(FrontendError(f"ring {queue.index}: the guest memory was truncated under its mapping"))
-
     # ---- helpers
 
     def _refuse(self, flow: Flow, verdict: int, code: int, text: str, level: int = logging.INFO) -> None:
@@ -396,11 +319,6 @@ class OffloadDevice(Device):
         if flow.listener:
             self._listeners.ended(flow.listener)
             flow.listener = None
-
-    def _keep(self, task: asyncio.Task[None], kind: set[asyncio.Task[None]]) -> None:
-        for tasks in (self._tasks, kind):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
 
 
 _ANSWERS: Final[Mapping[str, Callable[[OffloadDevice, Event], None]]] = {

@@ -21,8 +21,9 @@ log = logging.getLogger("vhostsock.offload")
 class GuestLog:
     """The log of one device; every line starts with its name. ``clock`` gives seconds."""
 
-    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic, logger: logging.Logger = log) -> None:
         self._name = name
+        self._logger = logger
         self._clock = clock
         self._second = 0
         self._lines = 0
@@ -30,7 +31,7 @@ class GuestLog:
 
     def __call__(self, level: int, text: str, *arguments: object) -> None:
         """One line, if there is room for it."""
-        if not log.isEnabledFor(level):
+        if not self._logger.isEnabledFor(level):
             return
         second = int(self._clock())
         if second != self._second:
@@ -40,10 +41,10 @@ class GuestLog:
         if self._lines > LIMIT and level < logging.ERROR:
             self._left_out += 1
         else:
-            log.log(level, "%s " + text, self._name, *arguments)
+            self._logger.log(level, "%s " + text, self._name, *arguments)
 
     def flush(self) -> None:
         """Tell what was left out, if anything."""
         if self._left_out:
-            log.warning("%s %d lines left out: more than %d in a second", self._name, self._left_out, LIMIT)
+            self._logger.warning("%s %d lines left out: more than %d in a second", self._name, self._left_out, LIMIT)
             self._left_out = 0
