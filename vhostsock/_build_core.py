@@ -16,11 +16,14 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 # in this order: a header may use what an earlier one declares
-HEADERS = ["include/vso_abi.h", "core/vs_mem.h", "core/vs_vq.h", "core/vs_io.h", "engine/vs_engine.h"]
+HEADERS = ["include/vso_abi.h", "include/vsock_abi.h", "core/vs_mem.h", "core/vs_vq.h", "core/vs_io.h", "engine/vs_engine.h"]
 PRELUDE = """
 typedef uint16_t vso_le16;
 typedef uint32_t vso_le32;
 typedef uint64_t vso_le64;
+typedef uint16_t vsk_le16;
+typedef uint32_t vsk_le32;
+typedef uint64_t vsk_le64;
 struct iovec { void *iov_base; size_t iov_len; };
 """
 
@@ -36,7 +39,10 @@ def cdef_of(header: Path) -> str:
 ffibuilder = FFI()
 # a header whose directory has no C file declares nothing that could be linked (a source tree with the core alone)
 present = [h for h in HEADERS if h.startswith("include/") or any((CSRC / h).parent.glob("*.c"))]
-ffibuilder.cdef(PRELUDE + "".join(cdef_of(CSRC / h) for h in present))
+ffibuilder.cdef(PRELUDE)
+for _header in present:
+    # as its own #pragma says it to C
+    ffibuilder.cdef(cdef_of(CSRC / _header), packed="#pragma pack(push, 1)" in (CSRC / _header).read_text())
 ffibuilder.set_source(
     "vhostsock._core",
     "#include <sys/uio.h>\n" + "".join(f'#include "{h}"\n' for h in present),

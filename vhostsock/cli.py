@@ -101,6 +101,24 @@ def _offload_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, default=1, metavar="N", help="ring pairs, as given to qemu-args (default: 1)")
 
 
+def _make_vsock(options: argparse.Namespace) -> Device:
+    from .vsock.command import make_device
+
+    return make_device(options)
+
+
+def _vsock_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--guest-cid", type=int, default=3, metavar="N", help="the guest's context id (default: 3)")
+    parser.add_argument("--uds-path", metavar="PATH",
+                        help="the guest reaches PATH_<port>; clients of PATH say 'CONNECT <port>'")  # fmt: skip
+    parser.add_argument("--forward", action="append", default=[], metavar="PORT=URI",
+                        help="where connections to PORT of the host lead: tcp://a.b.c.d:port, tcp6://address/port or"
+                        " unix:///path. Repeatable")  # fmt: skip
+    parser.add_argument("--publish", action="append", default=[], metavar="URI=PORT",
+                        help="listen on URI for connections to PORT of the guest. Repeatable")  # fmt: skip
+    parser.add_argument("--name", default="guest", metavar="NAME", help="who the guest is, for the log (default: guest)")
+
+
 def _check_policy_arguments(parser: argparse.ArgumentParser) -> None:
     def add_list(option: str, metavar: str, help: str) -> None:
         parser.add_argument(option, action="append", default=[], metavar=metavar, help=help)
@@ -124,6 +142,7 @@ DEVICES = {
     "echo": Served("answers each request with its own bytes, for trying things out", _make_echo),
     "blk": Served("a disk from an image file, for the stock virtio-blk driver", _make_blk, _blk_arguments, "block"),
     "offload": Served("the sockets of a guest, as a policy says", _make_offload, _offload_arguments),
+    "vsock": Served("virtio-vsock: AF_VSOCK sockets of a guest, as sockets of the host", _make_vsock, _vsock_arguments),
 }
 
 

@@ -10,6 +10,7 @@ rings, so which device carries them is a row here and nowhere an ``if``:
 | `generic` | 10.2+ (creatable there) | num_vqs = 2N                            | virtio id 39, which no stock driver claims   |
 | `rng`     | 6.0+                    | its one queue; for the rng device       | virtio id 4, the stock virtio-rng driver     |
 | `blk`     | 4.0+                    | --queues; for the blk device            | virtio id 2, the stock virtio-blk driver     |
+| `vsock`   | 5.1+                    | one pair; the event ring is QEMU's      | virtio id 19, the stock vsock driver         |
 
 vhost-user needs guest memory that the back-end can map, so the memory object is part of the answer.
 
@@ -57,6 +58,9 @@ CARRIERS = {
     "blk": Carrier(
         "vhost-user-blk-pci,id={id},chardev={chardev},num-queues={queues}",
         "4.0", "the blk device, for the stock driver", paired=False, max_queues=64, reconnects=True,
+    ),
+    "vsock": Carrier(
+        "vhost-user-vsock-pci,id={id},chardev={chardev}", "5.1", "the vsock device, for the stock driver", paired=False
     ),
 }  # fmt: skip
 

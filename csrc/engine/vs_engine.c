@@ -151,6 +151,7 @@ static bool has_work(const struct vse_engine *e)
 
 void vse_settle(struct vse_engine *e)
 {
+	vse_flows_reap(e);
 	flush_all(e);
 	/* lingering flows need no look: only the thread itself makes them */
 	if (e->sleeping && (has_work(e) || e->retry_at)) {
@@ -266,6 +267,7 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 		vse_listen_retry(e, now);
 		vse_linger_expire(e, now);
 	}
+	vse_flows_reap(e);
 	flush_all(e);
 }
 
@@ -316,6 +318,10 @@ static int check_config(const struct vse_config *c, struct vs_err *err)
 		return fail(err, EINVAL, "max_flows must be 1..1048576");
 	if (c->buf_alloc < 1 || c->buf_alloc > 1u << 30)
 		return fail(err, EINVAL, "buf_alloc must be 1..2^30 bytes");
+	if (c->dialect != VSE_OFFLOAD && c->dialect != VSE_VSOCK)
+		return fail(err, EINVAL, "no such dialect");
+	if (c->dialect == VSE_VSOCK && (c->pairs != 1 || c->guest_cid <= VSK_CID_HOST || c->guest_cid >= UINT32_MAX))
+		return fail(err, EINVAL, "vsock has one ring pair and a guest_cid of 3..2^32-2");
 	return 0;
 }
 
@@ -332,12 +338,13 @@ struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err)
 	if (!e)
 		goto nomem;
 	e->config = *config;
-	e->dialect = &vse_vso;
+	e->dialect = config->dialect == VSE_VSOCK ? &vse_vsock : &vse_vso;
 	e->ep = e->wake_fd = e->event_fd = -1;
-	e->max_payload = VSO_PAYLOAD_MAX;
+	e->max_payload = VSO_PAYLOAD_MAX;	/* vsock has no limit of its own: this bounds what one read may take */
 	e->ev_last = &e->ev_first;
 	TAILQ_INIT(&e->linger);
 	TAILQ_INIT(&e->stalled);
+	TAILQ_INIT(&e->gone);
 	pthread_mutex_init(&e->gate, NULL);
 	/* recursive: a caller that holds vse_lock() to change a ring may attach and detach it, too */
 	pthread_mutexattr_init(&attr);

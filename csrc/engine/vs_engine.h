@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * vs_engine - the data plane of the offload device: moves bytes between ring pairs and host sockets on a thread of its own.
+ * vs_engine - the data plane of the socket devices: moves bytes between ring pairs and host sockets on a thread of its own.
  *
  * Division of work.  The engine thread reads every message of the driver. DATA, CREDIT, SHUTDOWN, CLOSE, LISTEN, PING, HELLO,
  * socket options and known datagram destinations are served here, in C, without Python. What needs a decision (CONNECT, BIND, a
  * new datagram destination) becomes a struct vse_event; Python answers with vse_connected(), vse_bound(), vse_refuse() or
  * vse_dgram_dest(). The answer to a CONNECT is a connected file descriptor, of any kind: from then on the engine owns it.
+ *
+ * Dialects.  What the driver and the engine say to each other is the offload protocol (vso_abi.h), or virtio-vsock (vsock_abi.h), as
+ * the config says. The words above and below are the offload protocol's. With vsock: an event's flow is the guest's port << 32 | the
+ * host's, CONNECT's payload is the packet's struct vsk_hdr, the URIs of an answer are not used (NULL), any refusal is RST, and
+ * BIND and DGRAM_DEST do not occur; vse_call() begins a connection from the host.
  *
  * Threads.  One mutex guards all of the engine; the thread holds it while it works and not while it sleeps in epoll_wait, so
  * every call below may be made from any thread, and waits at most for one bounded batch. Between vse_lock() and vse_unlock() the
@@ -19,6 +24,7 @@
 
 #include "vs_vq.h"
 #include "vso_abi.h"
+#include "vsock_abi.h"
 
 /* cdef begin */
 
@@ -37,13 +43,14 @@ enum vse_event_type {
 	 */
 	VSE_EV_ENDED = 7,
 	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text, also in vs_vq_error() */
-	VSE_EV_BROKEN = 8
+	VSE_EV_BROKEN = 8,
+	VSE_EV_TAKEN = 9	/* the driver took the connection of vse_call(); else ENDED with ECONNREFUSED comes */
 };
 
 struct vse_event {
-	uint32_t type;
-	uint32_t flow;		/* the driver's id, for the log */
+	uint64_t flow;		/* the driver's id, for the log */
 	uint64_t handle;
+	uint32_t type;
 	uint32_t error;
 	uint32_t len;		/* bytes of payload */
 	uint64_t to_host;	/* bytes (ENDED) */
@@ -51,12 +58,16 @@ struct vse_event {
 	uint8_t payload[VSE_PAYLOAD_MAX];
 };
 
+enum vse_dialect_id { VSE_OFFLOAD = 0, VSE_VSOCK = 1 };
+
 struct vse_config {
 	uint32_t pairs;		/* ring pairs, 1..128 */
 	uint32_t max_flows;	/* flows at once, listeners included; one more is refused with ENFILE */
 	uint32_t buf_alloc;	/* bytes a stream flow may hold for a host socket that does not take them; allocated when needed */
 	uint64_t buf_total;	/* bytes of such buffers over all flows: a flow that would exceed it is reset with ENOBUFS */
 	uint64_t features;	/* VSO_F_* offered */
+	uint32_t dialect;	/* enum vse_dialect_id */
+	uint64_t guest_cid;	/* vsock */
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
 };
 
@@ -104,6 +115,12 @@ int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local);
 int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error);
 /* sockaddr bytes for this destination URI on this flow, or error != 0 to drop what goes there. Cached, the least used goes first. */
 int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const void *addr, uint32_t addr_len, uint32_t error);
+/*
+ * vsock: a connection of the host to a port of the guest. Takes the connected fd in every case, as the answers do. The driver hears of
+ * it at once; TAKEN or ENDED follows. greet: the peer of fd is told "OK <host port>\n" before any byte of the guest. -ENOTCONN: no driver
+ * serves its rings; -EAGAIN: it does not keep up; -ENFILE: max_flows.
+ */
+int vse_call(struct vse_engine *e, int fd, uint32_t guest_port, bool greet, uint64_t *handle);
 int vse_reset_flow(struct vse_engine *e, uint64_t handle, uint32_t error);	/* RESET to the driver, RST on the host */
 /* every flow; quiet: no message, and the next driver must say HELLO first (the guest is gone) */
 void vse_reset_all(struct vse_engine *e, bool quiet);

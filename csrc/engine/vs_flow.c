@@ -154,6 +154,8 @@ static void flow_end(struct vse_flow *f, bool abort)
 	if (f->state == ST_LINGER) {
 		TAILQ_REMOVE(&e->linger, f, aux);
 		e->nlinger--;
+	} else if (f->gone) {
+		TAILQ_REMOVE(&e->gone, f, aux);
 	} else {
 		vse_flow_unhash(f);
 	}
@@ -188,6 +190,21 @@ void vse_flow_reset(struct vse_flow *f, uint32_t error)
 	release(f, true);
 	f->state = ST_DEAD;
 	f->pair->e->dialect->reset(f, error);
+}
+
+void vse_flow_gone(struct vse_flow *f)
+{
+	vse_flow_unhash(f);
+	f->gone = true;
+	TAILQ_INSERT_TAIL(&f->pair->e->gone, f, aux);
+}
+
+void vse_flows_reap(struct vse_engine *e)
+{
+	struct vse_flow *f;
+
+	while ((f = TAILQ_FIRST(&e->gone)))
+		flow_end(f, true);
 }
 
 void vse_flow_close(struct vse_flow *f, bool abort)
@@ -261,7 +278,7 @@ static int check_answer(const struct vse_flow *f, uint32_t pending, int fd, cons
 		return -ENAMETOOLONG;
 	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len))
 		return -errno;
-	if (type != (f->dgram ? SOCK_DGRAM : SOCK_STREAM))
+	if (type != (f->dgram ? SOCK_DGRAM : f->seq ? SOCK_SEQPACKET : SOCK_STREAM))
 		return -EPROTOTYPE;
 	fl = fcntl(fd, F_GETFL);
 	if (fl < 0 || fcntl(fd, F_SETFL, fl | O_NONBLOCK))

@@ -16,6 +16,10 @@
  *	vs_dgram.c	datagram flows, the destination cache
  *	vs_sockopt.c	the whitelist of socket options
  *
+ * virtio-vsock (vsock_abi.h):
+ *
+ *	vs_vsock.c	its packets, and connections that the host begins
+ *
  * Dialects.  The engine speaks one of several protocols with its driver; struct vse_dialect is what tells them apart. A flow, when
  * its bytes may move, who waits for whose credit, what a slow or dead host does to it: that is one machine, and knows no message. How a
  * message looks, what the driver may say when, and which words announce what became of a flow: that is the dialect. So the lower
@@ -62,12 +66,13 @@ enum {
  * NEW       opened by the driver, waits for Python. No fd.
  * BOUND     stream, BIND was answered; fd is bound and not in epoll.
  * LISTEN    fd listens.
+ * CALLING   vsock: announced to the driver, which did not answer yet. fd is connected and not in epoll.
  * STREAM    fd is connected; bytes move.
  * DGRAM     fd is a datagram socket, connected or not.
- * DEAD      RESET was sent; no fd; waits for the driver's CLOSE.
+ * DEAD      RESET was sent; no fd; waits for the driver's CLOSE. vsock: RST was sent, so it is gone (not in the id table).
  * LINGER    the driver closed, its id is free (not in the id table); the rest of wbuf still goes to the host.
  */
-enum vse_state { ST_NEW, ST_BOUND, ST_LISTEN, ST_STREAM, ST_DGRAM, ST_DEAD, ST_LINGER, ST_COUNT };
+enum vse_state { ST_NEW, ST_BOUND, ST_LISTEN, ST_CALLING, ST_STREAM, ST_DGRAM, ST_DEAD, ST_LINGER, ST_COUNT };
 
 /* what the driver said that it will not do any more, whatever the dialect's word for it */
 enum {
@@ -87,7 +92,7 @@ struct vse_flow {
 	struct vse_pair *pair;
 	struct vse_flow *hash_next;
 	TAILQ_ENTRY(vse_flow) run;	/* on pair->runq when queued */
-	TAILQ_ENTRY(vse_flow) aux;	/* on engine->linger (LINGER) or engine->stalled (LISTEN, when stalled) */
+	TAILQ_ENTRY(vse_flow) aux;	/* on engine->linger (LINGER), engine->stalled (LISTEN, when stalled) or engine->gone */
 
 	/* what Python was asked: VSE_EV_CONNECT, VSE_EV_BIND or 0; with the request's cookie and options */
 	uint32_t pending;
@@ -97,6 +102,9 @@ struct vse_flow {
 	char *local, *peer;		/* URIs as the guest knows them; kept for BOUND, LISTEN and DGRAM */
 
 	bool dgram;			/* by the URI's scheme */
+	bool seq;			/* messages, not a stream: SOCK_SEQPACKET */
+	bool greet;			/* CALLING: the host's end waits for "OK PORT" */
+	bool gone;			/* on engine->gone: the id is given back, freed at the end of the turn */
 	bool counted;			/* was connected or bound: ENDED is due */
 	bool queued;			/* on pair->runq */
 	bool stalled;			/* on engine->stalled */
@@ -148,6 +156,7 @@ struct vse_pair {
 /* any dialect's header */
 union vse_hdr {
 	struct vso_hdr vso;
+	struct vsk_hdr vsock;
 };
 
 /*
@@ -173,7 +182,7 @@ struct vse_dialect {
 	void (*answer)(struct vse_flow *f, uint32_t asked, uint32_t verdict, uint32_t error, const char *local, const char *peer);
 };
 
-extern const struct vse_dialect vse_vso;	/* vs_vso.c */
+extern const struct vse_dialect vse_vso, vse_vsock;
 
 struct vse_evnode;
 
@@ -199,7 +208,7 @@ struct vse_engine {
 	uint32_t hash_mask;
 	uint64_t serial;
 	uint32_t next_device_id, next_port;
-	struct vse_flowq linger, stalled;
+	struct vse_flowq linger, stalled, gone;
 	uint32_t nlinger;
 	uint64_t retry_at;		/* when stalled listeners try again; 0: none wait */
 	uint64_t reserved;		/* bytes of write buffers and held datagrams, bounded by buf_total */
@@ -251,6 +260,8 @@ void vse_flow_rest(struct vse_flow *f);		/* take off */
 int vse_flow_poll(struct vse_flow *f);		/* put the fd in epoll */
 void vse_flow_drop_fd(struct vse_flow *f, bool abort);
 void vse_flow_reset(struct vse_flow *f, uint32_t error);	/* RST on the host, RESET to the driver, DEAD */
+void vse_flow_gone(struct vse_flow *f);		/* give the id back now, and the flow at the end of the turn */
+void vse_flows_reap(struct vse_engine *e);	/* the end of the turn */
 void vse_flow_close(struct vse_flow *f, bool abort);	/* the driver is done with it: its id is free; freed, or LINGER */
 void vse_flow_ready(struct vse_flow *f, uint32_t events);	/* what epoll said */
 void vse_flows_forget(struct vse_engine *e, bool linger_too);	/* every flow, no message: new epoch, stop */

@@ -135,6 +135,13 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     assert (status, text.count("\n")) == (1, 1)
 
 
+OWN_OPTIONS = {
+    "offload": ["name", "pairs", "policy"],
+    "blk": ["blk-file", "block-size", "num-queues", "read-only", "seg-max", "serial", "threads", "write-through"],
+    "vsock": ["forward", "guest-cid", "name", "publish", "uds-path"],
+}
+
+
 @pytest.mark.parametrize("others", [(), ("--fd", "no number"), ("--socket-path", "/no/such/x", "--unknown")])
 @pytest.mark.parametrize("device", DEVICES)
 def test_capabilities_are_printed_whatever_else_is_on_the_command_line(device: str, others: tuple[str, ...]) -> None:
@@ -142,11 +149,7 @@ def test_capabilities_are_printed_whatever_else_is_on_the_command_line(device: s
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     capabilities = json.loads(done.stdout)
-    features = {
-        "offload": ["name", "pairs", "policy"],
-        "blk": ["blk-file", "block-size", "num-queues", "read-only", "seg-max", "serial", "threads", "write-through"],
-    }
-    assert capabilities == {"type": {"blk": "block"}.get(device, device), "features": features.get(device, [])}
+    assert capabilities == {"type": {"blk": "block"}.get(device, device), "features": OWN_OPTIONS.get(device, [])}
 
 
 def test_a_capability_is_an_option() -> None:

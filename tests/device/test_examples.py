@@ -19,7 +19,8 @@ from vhostsock.testing.frontend import Frontend
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-GUIDES = [(ROOT / "docs" / name).read_text() for name in ("writing-a-device.md", "testing-a-device.md", "policy.md")]
+NAMES = ("writing-a-device.md", "testing-a-device.md", "policy.md", "vsock.md")
+GUIDES = [(ROOT / "docs" / name).read_text() for name in NAMES]
 BLOCKS = [block for guide in GUIDES for block in re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)]
 
 

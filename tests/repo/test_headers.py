@@ -14,7 +14,8 @@ from vhostsock._core import ffi
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 HEADERS = sorted(p for d in ("include", "core", "engine") for p in (CSRC / d).glob("*.h"))
-ABI = CSRC / "include" / "vso_abi.h"
+ABIS = {"vso_abi.h": "VSO_CHECK", "vsock_abi.h": "_Static_assert"}  # and how each asserts its sizes
+abis = pytest.mark.parametrize("abi", ABIS)
 
 
 def compile_c(text: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -25,8 +26,8 @@ def compile_c(text: str, *options: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def abi_structs() -> list[str]:
-    return re.findall(r"^struct (\w+) \{", ABI.read_text(), re.MULTILINE)
+def abi_structs(abi: str) -> list[str]:
+    return re.findall(r"^struct (\w+) \{", (CSRC / "include" / abi).read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("header", HEADERS, ids=lambda p: p.name)
@@ -36,19 +37,22 @@ def test_header_compiles_alone(header: Path, standard: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_c_and_python_agree_on_every_wire_struct() -> None:
-    structs = abi_structs()
+@abis
+def test_c_and_python_agree_on_every_wire_struct(abi: str) -> None:
+    structs = abi_structs(abi)
     assert structs
     checks = "".join(f'_Static_assert(sizeof(struct {n}) == {ffi.sizeof(f"struct {n}")}, "{n}");\n' for n in structs)
-    done = compile_c(f'#include "{ABI}"\n{checks}')
+    done = compile_c(f'#include "{abi}"\n{checks}')
     assert done.returncode == 0, done.stderr
 
 
-def test_every_wire_struct_is_asserted_in_the_header_itself() -> None:
-    asserted = set(re.findall(r"VSO_CHECK\(sizeof\(struct (\w+)\)", ABI.read_text()))
-    assert asserted == set(abi_structs())
+@abis
+def test_every_wire_struct_is_asserted_in_the_header_itself(abi: str) -> None:
+    asserted = set(re.findall(rf"{ABIS[abi]}\(sizeof\(struct (\w+)\)", (CSRC / "include" / abi).read_text()))
+    assert asserted == set(abi_structs(abi))
 
 
-def test_wire_structs_hold_no_hidden_padding() -> None:
-    done = compile_c(f'#include "{ABI}"\n', "-Wpadded")
+@abis
+def test_wire_structs_hold_no_hidden_padding(abi: str) -> None:
+    done = compile_c(f'#include "{abi}"\n', "-Wpadded")
     assert done.returncode == 0, done.stderr

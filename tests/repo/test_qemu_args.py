@@ -53,6 +53,12 @@ def test_blk_can_outlive_its_back_end(options: dict[str, int], chardev: str) -> 
     assert f"socket,id=vhostsock0-socket,path=/s{chardev}" in qemu_args("/s", carrier="blk", **options)  # type: ignore[arg-type]
 
 
+def test_vsock_carrier_is_qemus_own_device_with_one_pair() -> None:
+    assert device(qemu_args("/s", carrier="vsock")).split(",")[0] == "vhost-user-vsock-pci"
+    with pytest.raises(ValueError, match=r"1\.\.1"):
+        qemu_args("/s", carrier="vsock", pairs=2)
+
+
 def test_comma_in_the_path_is_escaped_for_qemu() -> None:
     assert "socket,id=vhostsock0-socket,path=/tmp/a,,b c" in qemu_args("/tmp/a,b c")
 

@@ -56,9 +56,11 @@ class Stats(NamedTuple):
 class Engine:
     """One engine and its thread. UsageError: a limit is out of range. OSError: the host has no resources for it."""
 
-    def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int) -> None:
+    def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int, guest_cid: int | None = None) -> None:
+        """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol."""
         config = ffi.new("struct vse_config *", {
             "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": lib.VSO_F_DGRAM,
+            "dialect": lib.VSE_OFFLOAD if guest_cid is None else lib.VSE_VSOCK, "guest_cid": guest_cid or 0,
         })  # fmt: skip
         err = ffi.new("struct vs_err *")
         pointer = lib.vse_new(config, err)
@@ -129,6 +131,15 @@ class Engine:
     def destination(self, handle: int, uri: str, address: bytes, error: int = 0) -> bool:
         """Answer a DGRAM_DEST: the sockaddr that ``uri`` stands for, or an errno to drop what goes there."""
         return bool(lib.vse_dgram_dest(self._engine, handle, uri.encode(), address, len(address), error) == 0)
+
+    def call(self, fd: int, port: int, *, greet: bool) -> int:
+        """vsock: announce a connection of the host to ``port`` of the guest; its handle. ``greet``: tell ``fd`` "OK <port>"
+        when the guest takes it. OSError: there is no driver that could answer (ENOTCONN), or no room (EAGAIN, ENFILE)."""
+        handle = ffi.new("uint64_t *")
+        code = lib.vse_call(self._engine, fd, port, greet, handle)
+        if code:
+            raise OSError(-code, os.strerror(-code))
+        return int(handle[0])
 
     def reset(self, handle: int, error: int) -> bool:
         """End one flow: RESET to the driver, RST on the host."""

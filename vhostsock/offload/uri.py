@@ -6,6 +6,7 @@
 | ``tcp6``, ``udp6`` | ``tcp6://2001:db8::1/80``, ``udp6://fe80::1%eth0/53`` | on the wire, in policies       |
 | ``ipx``           | ``ipx://network.node.socket``   | on the wire (parsed; no handler serves it)           |
 | ``unix``          | ``unix:///run/db.sock``         | in policies only: a rewriting target on the host     |
+| ``vsock``         | ``vsock://2:1234`` (CID, port)  | what a guest asks a vsock device for                 |
 
 One address has one text. The parser is strict (no names, no leading zeros, no missing port), and it refuses IPv4-mapped IPv6
 addresses: they would reach an IPv4 host while slipping past every rule that names its IPv4 address. ``str(uri)`` is the
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any, Literal
 
-__all__ = ["URI", "InetURI", "IpxURI", "URIError", "UnixURI", "parse", "parse_inet"]
+__all__ = ["URI", "InetURI", "IpxURI", "URIError", "UnixURI", "VsockURI", "parse", "parse_inet"]
 
 Address = IPv4Address | IPv6Address
 Transport = Literal["tcp", "udp"]
@@ -133,7 +134,20 @@ class IpxURI:
         return f"ipx://{self.network:08x}.{self.node:012x}.{self.socket:04x}"
 
 
-URI = InetURI | UnixURI | IpxURI
+@dataclass(frozen=True, slots=True)
+class VsockURI:
+    """A port of a virtio-vsock context; both numbers have 32 bits. The host is CID 2."""
+
+    cid: int
+    port: int
+
+    scheme = "vsock"
+
+    def __str__(self) -> str:
+        return f"vsock://{self.cid}:{self.port}"
+
+
+URI = InetURI | UnixURI | IpxURI | VsockURI
 
 
 def _port(text: str, whole: str) -> int:
@@ -196,8 +210,16 @@ def _ipx(rest: str, whole: str) -> IpxURI:
     return IpxURI(network, node, number)
 
 
+def _vsock(rest: str, whole: str) -> VsockURI:
+    match = re.fullmatch(r"(0|[1-9][0-9]{0,9}):(0|[1-9][0-9]{0,9})", rest)
+    if not match or any(int(number) >> 32 for number in match.groups()):
+        raise URIError(f"{whole!r}: write vsock://cid:port, both decimal numbers of 32 bits")
+    return VsockURI(int(match[1]), int(match[2]))
+
+
 _PARSERS: dict[str, Callable[[str, str], URI]] = {
     "tcp": _v4("tcp"), "udp": _v4("udp"), "tcp6": _v6("tcp"), "udp6": _v6("udp"), "unix": _unix, "ipx": _ipx,
+    "vsock": _vsock,
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 
 from ..._core import ffi, lib
 from ..policy import Guest
-from ..uri import URI, Address, InetURI
+from ..uri import URI, Address, InetURI, VsockURI
 
 __all__ = ["NO_ADDRESS", "Connection", "Handler", "Request", "apply_options", "connect", "made_up_port", "shown_local"]
 
@@ -51,10 +51,11 @@ class Request:
 
     ``opts`` are the socket options of the application, packed as on the wire. ``pid`` and ``comm`` are the guest's word.
     ``reset(errno)`` ends the connection with a reset, at any time after ``connect`` returned. ``settle()`` makes the device
-    take what the engine has told by now: who sees the descriptor's other end closed knows then how the flow ended.
+    take what the engine has told by now: who sees the descriptor's other end closed knows then how the flow ended. ``kind`` is
+    the type of the socket that is wanted for a stream: SOCK_STREAM, or SOCK_SEQPACKET (from a vsock device only).
     """
 
-    uri: InetURI
+    uri: InetURI | VsockURI
     target: URI
     guest: Guest = field(default_factory=Guest)
     local: InetURI | None = None
@@ -64,6 +65,7 @@ class Request:
     comm: str = ""
     reset: Callable[[int], Any] = _ignore_reset
     settle: Callable[[], Any] = _nothing_to_settle
+    kind: socket.SocketKind = socket.SOCK_STREAM
 
 
 class Connection:
@@ -73,7 +75,7 @@ class Connection:
     ``ended(errno)`` is called when the engine is done with the flow, with 0 after an orderly close.
     """
 
-    def __init__(self, sock: socket.socket, local: InetURI, peer: InetURI, *,
+    def __init__(self, sock: socket.socket, local: InetURI | VsockURI, peer: InetURI | VsockURI, *,
                  task: asyncio.Task[None] | None = None, ended: Callable[[int], None] | None = None) -> None:  # fmt: skip
         self._sock = sock
         self.local = local
@@ -134,9 +136,12 @@ def apply_options(sock: socket.socket, opts: bytes) -> int:
     return -code
 
 
-def shown_local(request: Request, host: InetURI | None) -> InetURI:
-    """What getsockname() shows for ``request`` on a host socket that is bound to ``host`` (None: no IP address)."""
+def shown_local(request: Request, host: InetURI | None) -> InetURI | VsockURI:
+    """What getsockname() shows for ``request`` on a host socket that is bound to ``host`` (None: no IP address). A vsock guest
+    knows its own address."""
     asked = request.uri
+    if isinstance(asked, VsockURI):
+        return asked
     address: Address = NO_ADDRESS[asked.address.version]
     if host is not None and host.family == asked.family:
         address = host.address

@@ -18,6 +18,8 @@ __all__ = ["DirectHandler", "open_datagram"]
 def _inet_target(request: Request) -> InetURI:
     if not isinstance(request.target, InetURI):
         raise OSError(errno.EAFNOSUPPORT, f"the direct handler cannot connect {request.target}")
+    if request.kind == socket.SOCK_SEQPACKET:
+        raise OSError(errno.EPROTOTYPE, f"{request.target} is a stream, and messages are asked for")
     return request.target
 
 
@@ -54,7 +56,8 @@ def open_datagram(request: Request) -> Connection:
         sock.bind(("::" if target.family == socket.AF_INET6 else "0.0.0.0", 0))
         bound = InetURI.of_name("udp", sock.getsockname())
         # as on Linux, getsockname() of an unconnected socket shows the wildcard and the port
-        address = request.local.address if request.local else type(request.uri.plain)(0)
+        asked = request.uri.plain if isinstance(request.uri, InetURI) else target.plain
+        address = request.local.address if request.local else type(asked)(0)
         port = request.local.port if request.local and request.local.port else bound.port
     except BaseException:
         sock.close()

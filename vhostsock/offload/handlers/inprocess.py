@@ -49,6 +49,8 @@ class InProcessHandler:
         self._function = function
 
     async def connect(self, request: Request) -> Connection:
+        if request.kind != socket.SOCK_STREAM:
+            raise OSError(errno.EPROTOTYPE, f"{request.uri} is served as a stream, and messages are asked for")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         loop = asyncio.get_running_loop()
         reader = _Reader(request.settle)

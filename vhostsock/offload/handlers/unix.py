@@ -1,4 +1,4 @@
-"""The unix handler: a TCP request becomes a connection to a Unix stream socket of the host."""
+"""The unix handler: a request becomes a connection to a Unix socket of the host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class UnixHandler:
     async def connect(self, request: Request) -> Connection:
         if not isinstance(request.target, UnixURI):
             raise OSError(errno.EAFNOSUPPORT, f"the unix handler cannot connect {request.target}")
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock = socket.socket(socket.AF_UNIX, request.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             apply_options(sock, request.opts)
             pause = FIRST_PAUSE
