@@ -1,4 +1,4 @@
-"""The guest's memory as the front-end shares it: immutable snapshots of mapped regions.
+"""The guest's memory as the front-end shares it: immutable snapshots of mapped regions. And two more files that it shares.
 
 A change of the memory table makes a new :class:`MemoryMap`; the old one stays valid for whoever holds it. A region is unmapped
 when the last map *and* the last descriptor chain in flight that use it are gone, so no request can lose its memory half-way.
@@ -9,12 +9,14 @@ The front-end can truncate a file while it is mapped. An access then finds zeros
 
 from __future__ import annotations
 
+import fcntl
+import os
 from typing import Any, NoReturn
 
 from vhostsock._core import ffi, lib
 from vhostsock.errors import FrontendError, UsageError
 
-__all__ = ["MemoryMap"]
+__all__ = ["DirtyLog", "InflightArea", "MemoryMap"]
 
 
 def _refuse(err: Any) -> NoReturn:
@@ -87,6 +89,84 @@ class MemoryMap:
 
     def close(self) -> None:
         """Give the reference back now instead of at garbage collection. May be called again."""
+        if self._ptr is not None:
+            ffi.release(self._ptr)
+            self._ptr = None
+
+
+class InflightArea:
+    """The file in which what is in flight survives us, mapped: a part for each queue (csrc/core/vs_inflight.c has the layouts).
+
+    The front-end keeps the file, so it is hostile as guest memory is. ``num_queues`` parts of ``queue_size`` entries each.
+    """
+
+    __slots__ = ("_ptr", "num_queues", "queue_size", "size")
+
+    def __init__(self, fd: int, *, size: int, num_queues: int, queue_size: int, packed: bool, offset: int = 0) -> None:
+        """Map it; ``fd`` stays the caller's. FrontendError when the file or ``size`` is too small for this many queues."""
+        needed = num_queues * lib.vs_inflight_size(packed, queue_size)
+        if not num_queues or not queue_size or size < needed:
+            raise FrontendError(
+                f"in-flight region: {num_queues} queues of {queue_size} need {needed:#x} bytes, the message says {size:#x}"
+            )
+        err = ffi.new("struct vs_err *")
+        ptr = lib.vs_region_map(fd, 0, size, 0, offset, err)
+        if ptr == ffi.NULL:
+            raise FrontendError(f"in-flight region: {ffi.string(err.text).decode(errors='replace')}")
+        self._ptr = ffi.gc(ptr, lib.vs_region_put)
+        self.size, self.num_queues, self.queue_size = size, num_queues, queue_size
+
+    @classmethod
+    def create(cls, *, num_queues: int, queue_size: int, packed: bool) -> tuple[int, int]:
+        """A new file that nobody used yet, sealed against a change of its size: size and descriptor, the caller's to close."""
+        page = os.sysconf("SC_PAGESIZE")
+        size = (num_queues * lib.vs_inflight_size(packed, queue_size) + page - 1) // page * page
+        fd = os.memfd_create("vhostsock-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except BaseException:
+            os.close(fd)
+            raise
+        return size, fd
+
+    @property
+    def ptr(self) -> Any:
+        """The ``struct vs_region *``, for C calls."""
+        return self._ptr
+
+    def close(self) -> None:
+        """Give our reference back now; vrings that use it have their own. May be called again."""
+        if self._ptr is not None:
+            ffi.release(self._ptr)
+            self._ptr = None
+
+
+class DirtyLog:
+    """The dirty log of a migration, mapped: ``size`` bytes, a bit for each page of 4 KiB (csrc/core/vs_log.c)."""
+
+    __slots__ = ("_ptr",)
+
+    def __init__(self, fd: int, *, size: int, offset: int = 0) -> None:
+        """Map it; ``fd`` stays the caller's. FrontendError when it is no file, or too small."""
+        err = ffi.new("struct vs_err *")
+        ptr = lib.vs_log_new(fd, size, offset, err)
+        if ptr == ffi.NULL:
+            raise FrontendError(f"dirty log: {ffi.string(err.text).decode(errors='replace')}")
+        self._ptr = ffi.gc(ptr, lib.vs_log_put)
+
+    @property
+    def ptr(self) -> Any:
+        """The ``struct vs_log *``, for C calls."""
+        return self._ptr
+
+    def set_notify(self, fd: int) -> None:
+        """Signal ``fd`` after a batch of completions that marked pages; -1: nobody. FrontendError when it is no eventfd."""
+        if lib.vs_log_set_notify(self._ptr, fd) < 0:
+            raise FrontendError("SET_LOG_FD: the descriptor must be an eventfd, a socket or a pipe")
+
+    def close(self) -> None:
+        """Give our reference back now; vrings that use it have their own. May be called again."""
         if self._ptr is not None:
             ffi.release(self._ptr)
             self._ptr = None

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from vhostsock._core import ffi, lib
 from vhostsock.errors import DriverError, FrontendError, UsageError
-from vhostsock.memory import MemoryMap
+from vhostsock.memory import DirtyLog, InflightArea, MemoryMap
 
 __all__ = ["Chain", "Vring"]
 
@@ -48,6 +48,11 @@ class Chain:
         if self._ptr is None:
             raise UsageError(f"this chain of vring {self.vring.index} is completed: its memory is the driver's again")
         return self._ptr
+
+    @property
+    def again(self) -> bool:
+        """It was in flight already when the vring stopped, or the process that served it died: perhaps it was carried out."""
+        return bool(self.ptr.again)
 
     @property
     def completed(self) -> bool:
@@ -87,6 +92,12 @@ class Chain:
         """
         if self._ptr is not None:
             self.vring.push(self, self.written)
+
+    def abandon(self) -> None:
+        """Let go of the memory without completing: the driver is told nothing. With in-flight tracking it comes again later."""
+        if self._ptr is not None:
+            ptr, self._ptr = self._ptr, None
+            lib.vs_chain_drop(ptr)
 
 
 class Vring:
@@ -134,7 +145,18 @@ class Vring:
         """The acknowledged feature bits; EVENT_IDX, INDIRECT_DESC and RING_PACKED matter here."""
         lib.vs_vq_set_features(self._ptr, features)
 
+    def set_inflight(self, area: InflightArea | None) -> None:
+        """Track in ``area`` what is in flight; chains of an earlier run are found there. None: no more. Idle only."""
+        err = ffi.new("struct vs_err *")
+        ptr, entries = (area.ptr, area.queue_size) if area else (ffi.NULL, 0)
+        if lib.vs_vq_set_inflight(self._ptr, ptr, entries, err) < 0:
+            self._refuse(err)
+
     # Effective at once, in any state.
+
+    def set_log(self, log: DirtyLog | None, *, data: bool = True, ring: bool = True, address: int = 0) -> None:
+        """Mark pages in ``log``: those of chains (``data``), and those of the ring, whose used part it has at ``address``."""
+        lib.vs_vq_set_log(self._ptr, log.ptr if log else ffi.NULL, data, ring, address)
 
     def set_call(self, fd: int | None) -> None:
         """Signal the driver through ``fd``: an eventfd, a socket or a pipe, which stays the caller's; None or -1: nowhere."""
@@ -174,6 +196,8 @@ class Vring:
         lib.vs_vq_set_call(self._ptr, -1)
         lib.vs_vq_set_err(self._ptr, -1)
         lib.vs_vq_set_mem(self._ptr, ffi.NULL)
+        lib.vs_vq_set_inflight(self._ptr, ffi.NULL, 0, ffi.NULL)
+        lib.vs_vq_set_log(self._ptr, ffi.NULL, False, False, 0)
         self._pool.clear()
 
     @property

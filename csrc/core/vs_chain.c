@@ -37,7 +37,7 @@ void vs_chain_drop(struct vs_chain *c)
 	c->mem = NULL;
 	c->run = 0;
 	c->n_out = c->n_in = 0;
-	c->out_len = c->in_len = 0;
+	c->out_len = c->in_len = c->touched = 0;
 	c->descs = 0;
 }
 
@@ -119,7 +119,11 @@ size_t vs_chain_read(const struct vs_chain *c, size_t offset, void *dst, size_t 
 	return iov_copy(c->iov, c->n_out, offset, dst, len, false);
 }
 
-size_t vs_chain_write(const struct vs_chain *c, size_t offset, const void *src, size_t len)
+size_t vs_chain_write(struct vs_chain *c, size_t offset, const void *src, size_t len)
 {
-	return iov_copy(c->iov + c->n_out, c->n_in, offset, (uint8_t *)src, len, true);
+	size_t done = iov_copy(c->iov + c->n_out, c->n_in, offset, (uint8_t *)src, len, true);
+
+	if (done && offset + done > c->touched)
+		c->touched = offset + done;
+	return done;
 }

@@ -115,7 +115,7 @@ struct vs_region *vs_region_map(int fd, uint64_t gpa, uint64_t size, uint64_t uv
 	return r;
 }
 
-static struct vs_region *region_get(struct vs_region *r)
+struct vs_region *vs_region_get(struct vs_region *r)
 {
 	atomic_fetch_add_explicit(&r->refs, 1, memory_order_relaxed);
 	return r;
@@ -130,6 +130,11 @@ void vs_region_put(struct vs_region *r)
 	munmap(r->map, r->map_len);
 	free(r);
 	atomic_fetch_sub(&regions_live, 1);
+}
+
+bool vs_region_poisoned(const struct vs_region *r)
+{
+	return vs_guard_poisoned(r->guard);
 }
 
 uint64_t vs_region_gpa(const struct vs_region *r)
@@ -226,7 +231,7 @@ struct vs_mem *vs_mem_with(const struct vs_mem *m, struct vs_region *r, struct v
 	range_insert(new->by_gpa, m->by_gpa, m->n, gpa_at, r->gpa, r);
 	range_insert(new->by_uva, m->by_uva, m->n, uva_at, r->uva, r);
 	for (int i = 0; i < new->n; i++)
-		region_get(new->by_gpa[i].region);
+		vs_region_get(new->by_gpa[i].region);
 	return new;
 }
 
@@ -249,7 +254,7 @@ struct vs_mem *vs_mem_without(const struct vs_mem *m, uint64_t gpa, uint64_t siz
 	range_remove(new->by_gpa, m->by_gpa, m->n, r);
 	range_remove(new->by_uva, m->by_uva, m->n, r);
 	for (int i = 0; i < new->n; i++)
-		region_get(new->by_gpa[i].region);
+		vs_region_get(new->by_gpa[i].region);
 	return new;
 }
 
@@ -326,6 +331,16 @@ int vs_mem_iov(const struct vs_mem *m, uint64_t gpa, uint64_t len, struct iovec 
 			return n;
 	}
 	return -EFAULT;
+}
+
+uint64_t vs_mem_gpa_of(const struct vs_mem *m, const void *host)
+{
+	const struct vs_range *r = m->by_gpa;
+
+	/* linear, and rare: only a dirty log asks. That host is in the map is the caller's promise. */
+	while ((uintptr_t)host - (uintptr_t)r->host >= r->size)
+		r++;
+	return r->start + ((uintptr_t)host - (uintptr_t)r->host);
 }
 
 void vs_mb(void)

@@ -42,7 +42,9 @@ struct vs_err {
  * need not be page-aligned. NULL on error.
  */
 struct vs_region *vs_region_map(int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, struct vs_err *err);
+struct vs_region *vs_region_get(struct vs_region *r);
 void vs_region_put(struct vs_region *r);
+bool vs_region_poisoned(const struct vs_region *r);
 uint64_t vs_region_gpa(const struct vs_region *r);
 uint64_t vs_region_size(const struct vs_region *r);
 uint64_t vs_region_uva(const struct vs_region *r);
@@ -57,6 +59,16 @@ struct vs_mem *vs_mem_get(struct vs_mem *m);
 void vs_mem_put(struct vs_mem *m);
 int vs_mem_count(const struct vs_mem *m);
 bool vs_mem_poisoned(const struct vs_mem *m);
+
+/*
+ * The dirty log that a front-end shares for migration: a bit for each page of 4 KiB, from guest-physical address 0 on. The file is
+ * mapped and guarded as guest memory is; fd is not kept. NULL on error. notify: -1, or an fd to signal when bits were set.
+ */
+struct vs_log;
+struct vs_log *vs_log_new(int fd, uint64_t size, uint64_t offset, struct vs_err *err);
+struct vs_log *vs_log_get(struct vs_log *log);
+void vs_log_put(struct vs_log *log);
+int vs_log_set_notify(struct vs_log *log, int fd);	/* as vs_vq_set_call() */
 
 void vs_mb(void);			/* a full memory barrier, for drivers and devices written in Python */
 

@@ -48,6 +48,9 @@ struct vs_mem {
 	struct vs_range ranges[];
 };
 
+/* the guest-physical address of a host address inside the map */
+uint64_t vs_mem_gpa_of(const struct vs_mem *m, const void *host);
+
 /* the range that holds addr, or NULL */
 static inline const struct vs_range *vs_range_find(const struct vs_range *t, int n, uint64_t addr)
 {

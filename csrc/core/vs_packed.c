@@ -34,19 +34,21 @@ enum {
 	DESC_F_USED = 1 << 15,
 	EVENT_ENABLE = 0, EVENT_DISABLE = 1, EVENT_DESC = 2,	/* virtio 1.3, 2.8.10 */
 	EVENT_FLAGS_MASK = 3,
+	EVENT_SIZE = 4,
 	PLACE_MASK = 0x7fff, WRAP_SHIFT = 15
 };
 
 /* virtio 1.3, 2.8.13: the ring's descriptor; it is aligned to 16 bytes */
-struct slot {
-	uint64_t addr;
-	uint32_t len;
-	uint16_t id, flags;
-};
-
-static inline struct slot *slot_at(const struct vs_vq *vq, uint32_t i)
+static inline struct vs_slot *slot_at(const struct vs_vq *vq, uint32_t i)
 {
-	return (struct slot *)vq->packed.ring + i;
+	return (struct vs_slot *)vq->packed.ring + i;
+}
+
+/* the device wrote to a descriptor; the front-end names no place in the log for them, so it is where the ring is */
+static inline void log_slot(struct vs_vq *vq, uint32_t i)
+{
+	if (vs_unlikely(vq->log_ring))
+		vs_log_write(vq, vq->packed.ring_gpa + i * sizeof(struct vs_slot), sizeof(struct vs_slot));
 }
 
 static inline uint16_t encode(struct vs_place p)
@@ -94,6 +96,16 @@ static uint32_t base_of(uint32_t base)
 	return base >> 16 == 0 && base >> WRAP_SHIFT ? base << 16 | base : base;
 }
 
+struct vs_place vs_packed_forward(const struct vs_vq *vq, struct vs_place p, uint32_t n)
+{
+	return forward(vq, p, n);
+}
+
+bool vs_packed_is_avail(const struct vs_vq *vq, struct vs_place p)
+{
+	return is_avail(load16(&slot_at(vq, p.at)->flags), p.wrap);
+}
+
 static int packed_check(const struct vs_vq *vq, struct vs_err *err)
 {
 	uint32_t base = base_of(vq->base);
@@ -124,6 +136,7 @@ static int packed_map(struct vs_vq *vq, struct vs_err *err)
 	if (rc < 0)
 		return rc;
 	vq->packed.ring = host[0];
+	vq->packed.ring_gpa = vs_mem_gpa_of(vq->mem, host[0]);
 	vq->packed.driver_event = (const uint32_t *)host[1];
 	vq->packed.device_event = (uint16_t *)host[2];
 	return 0;
@@ -131,9 +144,7 @@ static int packed_map(struct vs_vq *vq, struct vs_err *err)
 
 static bool packed_has_avail(const struct vs_vq *vq)
 {
-	const struct vs_packed *p = &vq->packed;
-
-	return is_avail(load16(&slot_at(vq, p->avail.at)->flags), p->avail.wrap);
+	return vs_packed_is_avail(vq, vq->packed.avail);
 }
 
 static bool packed_enable_kick(struct vs_vq *vq)
@@ -144,6 +155,7 @@ static bool packed_enable_kick(struct vs_vq *vq)
 		store16(&p->device_event[0], encode(p->avail));
 	/* release: a driver that reads DESC reads the place that belongs to it */
 	__atomic_store_n(&p->device_event[1], htole16(p->event_idx ? EVENT_DESC : EVENT_ENABLE), __ATOMIC_RELEASE);
+	vs_log_used(vq, 0, EVENT_SIZE);
 	/* pairs with the driver's barrier between the head's flags and the device event area: it sees ours, or we see its chain */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return packed_has_avail(vq);
@@ -152,34 +164,40 @@ static bool packed_enable_kick(struct vs_vq *vq)
 static void packed_disable_kick(struct vs_vq *vq)
 {
 	store16(&vq->packed.device_event[1], EVENT_DISABLE);
+	vs_log_used(vq, 0, EVENT_SIZE);
 }
 
-static void packed_start(struct vs_vq *vq)
+static bool packed_start(struct vs_vq *vq)
 {
 	struct vs_packed *p = &vq->packed;
 	uint32_t base = base_of(vq->base);
+	int known = 0;
 
 	p->event_idx = vs_vq_feature(vq, VIRTIO_RING_F_EVENT_IDX);
 	p->indirect = vs_vq_feature(vq, VIRTIO_RING_F_INDIRECT_DESC);
 	p->avail = decode(base);
-	p->used = p->batch = decode(base >> 16);
-	p->popped = 0;
+	p->used = decode(base >> 16);
 	p->slots_in_flight = 0;
+	p->grouping = false;
+	if (vs_inflight_on(vq) && (known = vs_inflight_packed.load(vq)) < 0)
+		return false;
+	p->batch = p->used;
 	packed_enable_kick(vq);
+	return known;
 }
 
 static uint32_t packed_base(const struct vs_vq *vq)
 {
 	const struct vs_packed *p = &vq->packed;
 	/* without holes, what is in flight are the youngest chains, and no used descriptor was written over them */
-	struct vs_place avail = back(vq, p->avail, vq->holes ? 0 : p->slots_in_flight);
+	struct vs_place avail = back(vq, p->avail, vq->holes || vs_inflight_on(vq) ? 0 : p->slots_in_flight);
 
 	/* what was not published does not count: a broken ring keeps it back */
 	return (uint32_t)encode(p->batch) << 16 | encode(avail);
 }
 
 /* one copy of a descriptor of the ring but for its flags, which the caller has loaded before */
-static inline struct desc slot_load(const struct slot *s, uint16_t flags)
+static inline struct desc slot_load(const struct vs_slot *s, uint16_t flags)
 {
 	return (struct desc){
 		.addr = le64toh(__atomic_load_n(&s->addr, __ATOMIC_RELAXED)),
@@ -187,6 +205,25 @@ static inline struct desc slot_load(const struct slot *s, uint16_t flags)
 		.flags = flags,
 		.next = load16(&s->id),
 	};
+}
+
+static inline struct vs_slot slot_of(struct desc d)
+{
+	return (struct vs_slot){ .addr = d.addr, .len = d.len, .id = d.next, .flags = d.flags };
+}
+
+static inline struct desc desc_of(struct vs_slot s)
+{
+	return (struct desc){ .addr = s.addr, .len = s.len, .flags = s.flags, .next = s.id };
+}
+
+/* a driver has at most num buffers in flight and numbers them; ids are used as indices by those who track them */
+static int id_check(struct vs_vq *vq, struct where w, struct desc d)
+{
+	if (vs_likely(d.next < vq->num))
+		return 0;
+	return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": buffer id %u is past the queue size %" PRIu32, w.i, DESC_ARG(d),
+			  d.next, vq->num);
 }
 
 /* the indirect table that a descriptor refers to (virtio 1.3, 2.8.7): its entries in order; of their flags only WRITE counts */
@@ -231,6 +268,8 @@ static int chain_walk(struct vs_vq *vq, struct vs_chain *c, uint16_t flags, uint
 		d = slot_load(slot_at(vq, at.at), flags);
 		if (vs_unlikely(outstanding + count == vq->num))
 			return desc_fail(vq, w, d, "more descriptors are available than the queue has");
+		if (vs_unlikely(vs_inflight_on(vq)))
+			vs_inflight_record(vq, count, slot_of(d));
 		if (vs_unlikely(count++ == vq->chain_max))
 			return desc_fail(vq, w, d, "the chain has more descriptors than the queue size (at most 1024)");
 		if (vs_unlikely(d.flags & DESC_F_INDIRECT)) {
@@ -249,10 +288,8 @@ static int chain_walk(struct vs_vq *vq, struct vs_chain *c, uint16_t flags, uint
 			return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": the chain goes on, but the next descriptor (flags "
 					  "0x%x) is not available", w.i, DESC_ARG(d), flags);
 	} while (1);
-	/* a driver has at most num buffers in flight and numbers them; ids are used as indices, by in-flight tracking for one */
-	if (vs_unlikely(d.next >= vq->num))
-		return vs_vq_fail(vq, EINVAL, "desc %" PRIu32 " " DESC_FMT ": buffer id %u is past the queue size %" PRIu32, w.i,
-				  DESC_ARG(d), d.next, vq->num);
+	if (vs_unlikely(id_check(vq, w, d) < 0))
+		return -1;
 	*id = d.next;
 	c->descs = count;
 	return 0;
@@ -265,34 +302,48 @@ static int packed_pop(struct vs_vq *vq, struct vs_chain *c)
 
 	/* acquire: pairs with the driver's write barrier before the head's flags (2.8.21.1); the chain is read after it */
 	flags = le16toh(__atomic_load_n(&slot_at(vq, p->avail.at)->flags, __ATOMIC_ACQUIRE));
-	if (vs_unlikely(vs_mem_poisoned(vq->mem)))
+	if (vs_unlikely(vs_vq_poisoned(vq)))
 		return vs_vq_fail(vq, EFAULT, "the front-end truncated guest memory while it was mapped");
 	if (!is_avail(flags, p->avail.wrap))
 		return 0;
-	c->n_out = c->n_in = 0;
-	c->out_len = c->in_len = 0;
-	if (vs_unlikely(chain_walk(vq, c, flags, &c->head) < 0)) {
-		vs_chain_drop(c);
+	if (vs_unlikely(chain_walk(vq, c, flags, &c->head) < 0))
 		return -1;
-	}
-	c->pos = p->popped++;
 	p->avail = forward(vq, p->avail, c->descs);
 	p->slots_in_flight += c->descs;
-	vq->in_flight++;
 	return 1;
 }
 
-static bool packed_unpop(struct vs_vq *vq, const struct vs_chain *c)
+/* from the region: used descriptors may have been written over those in the ring. The region is no more trusted than the ring. */
+static int packed_pop_again(struct vs_vq *vq, struct vs_chain *c)
+{
+	const struct vs_track *t = &vq->track;
+	uint16_t entry = t->again[t->again_at];
+	uint32_t count = t->list[entry].count;
+	struct where w = { -1, 0 };
+	bool writable = false;
+	struct desc d;
+
+	for (; w.i < count; w.i++) {
+		d = desc_of(vs_inflight_recorded(vq, entry, w.i));
+		if (vs_unlikely(d.flags & DESC_F_INDIRECT ? table_walk(vq, c, w, d, count) < 0 : buffer_add(vq, c, w, d, &writable) < 0))
+			return -1;
+	}
+	if (vs_unlikely(id_check(vq, w, d) < 0))
+		return -1;
+	c->head = d.next;
+	c->entry = entry;
+	c->descs = count;
+	vq->packed.slots_in_flight += count;
+	return 1;
+}
+
+static void packed_unpop(struct vs_vq *vq, const struct vs_chain *c)
 {
 	struct vs_packed *p = &vq->packed;
 
-	if (c->pos != (uint16_t)(p->popped - 1))
-		return false;
-	p->popped--;
-	p->avail = back(vq, p->avail, c->descs);
+	if (!c->again)
+		p->avail = back(vq, p->avail, c->descs);
 	p->slots_in_flight -= c->descs;
-	vq->in_flight--;
-	return true;
 }
 
 static inline uint16_t used_flags(bool wrap, bool writable)
@@ -301,24 +352,31 @@ static inline uint16_t used_flags(bool wrap, bool writable)
 	return (wrap ? DESC_F_AVAIL | DESC_F_USED : 0) | (writable ? DESC_F_WRITE : 0);
 }
 
-static void packed_push(struct vs_vq *vq, const struct vs_chain *c, uint32_t written)
+static void packed_push(struct vs_vq *vq, const struct vs_done *d)
 {
 	struct vs_packed *p = &vq->packed;
-	struct slot *s = slot_at(vq, p->used.at);
-	uint16_t flags = used_flags(p->used.wrap, c->in_len);
+	struct vs_place at = p->used;
+	struct vs_slot *s;
+	uint16_t flags;
 
-	store16(&s->id, c->head);
-	__atomic_store_n(&s->len, htole32(written), __ATOMIC_RELAXED);
-	if (p->used.at == p->batch.at && p->used.wrap == p->batch.wrap)
+	if (vs_unlikely(vq->order != NULL)) {
+		/* virtio 1.3, 2.8.9: the last descriptor of a batch stands where its first would, if what it skips was written whole */
+		if (!p->grouping)
+			p->group = p->used;
+		p->grouping = d->whole;
+		at = p->group;
+	}
+	s = slot_at(vq, at.at);
+	flags = used_flags(at.wrap, d->writable);
+	store16(&s->id, d->head);
+	__atomic_store_n(&s->len, htole32(d->written), __ATOMIC_RELAXED);
+	if (at.at == p->batch.at && at.wrap == p->batch.wrap)
 		p->batch_flags = flags;		/* publish() stores them; the driver stops in front of this one until then */
 	else
 		store16(&s->flags, flags);
-	p->used = forward(vq, p->used, c->descs);
-	if (c->pos != (uint16_t)(p->popped - vq->in_flight))
-		vq->holes = true;
-	p->slots_in_flight -= c->descs;
-	if (--vq->in_flight == 0)
-		vq->holes = false;
+	log_slot(vq, at.at);
+	p->used = forward(vq, p->used, d->descs);
+	p->slots_in_flight -= d->descs;
 }
 
 static bool packed_publish(struct vs_vq *vq)
@@ -330,9 +388,15 @@ static bool packed_publish(struct vs_vq *vq)
 
 	if (!slots)
 		return false;
+	if (vs_unlikely(vs_inflight_on(vq)))
+		vs_inflight_packed.publish(vq);
 	/* release: pairs with the driver's read barrier after the flags (2.8.22); the whole batch is visible before its first flags */
 	__atomic_store_n(&slot_at(vq, p->batch.at)->flags, htole16(p->batch_flags), __ATOMIC_RELEASE);
+	log_slot(vq, p->batch.at);
 	p->batch = p->used;
+	p->grouping = false;
+	if (vs_unlikely(vs_inflight_on(vq)))
+		vs_inflight_packed.published(vq);
 	/* pairs with the driver's barrier between its event area and the flags: it sees our descriptor, or we see that it waits */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	/* one load, so that place and flags belong together */
@@ -354,11 +418,13 @@ static bool packed_publish(struct vs_vq *vq)
 }
 
 const struct vs_vq_ops vs_packed_ops = {
+	.inflight = &vs_inflight_packed,
 	.check = packed_check,
 	.map = packed_map,
 	.start = packed_start,
 	.base = packed_base,
 	.pop = packed_pop,
+	.pop_again = packed_pop_again,
 	.unpop = packed_unpop,
 	.push = packed_push,
 	.publish = packed_publish,

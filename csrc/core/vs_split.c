@@ -43,6 +43,13 @@ static inline uint16_t *avail_event_of(const struct vs_split *s)
 	return &s->used[RING + 4 * (s->mask + 1)];	/* an element is four 16-bit words */
 }
 
+/* every store in the used ring but that of its elements */
+static inline void store_used(struct vs_vq *vq, uint16_t *p, uint16_t v)
+{
+	store16(p, v);
+	vs_log_used(vq, (uintptr_t)p - (uintptr_t)vq->split.used, sizeof(*p));
+}
+
 static int split_check(const struct vs_vq *vq, struct vs_err *err)
 {
 	/* virtio 1.3, 2.7; vs_vq_set_num() could not know yet that the ring would not be packed */
@@ -77,9 +84,9 @@ static bool split_enable_kick(struct vs_vq *vq)
 	struct vs_split *s = &vq->split;
 
 	if (s->event_idx)
-		store16(avail_event_of(s), s->avail_next);
+		store_used(vq, avail_event_of(s), s->avail_next);
 	else
-		store16(&s->used[FLAGS], 0);
+		store_used(vq, &s->used[FLAGS], 0);
 	/* pairs with the driver's barrier between avail.idx and avail_event or flags: it sees ours, or we see its chain */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	return load16(&s->avail[IDX]) != s->avail_next;
@@ -94,12 +101,13 @@ static void split_disable_kick(struct vs_vq *vq)
 	 * crossed again for 2^16 chains: leaving it alone is the suppression.
 	 */
 	if (!s->event_idx)
-		store16(&s->used[FLAGS], USED_F_NO_NOTIFY);
+		store_used(vq, &s->used[FLAGS], USED_F_NO_NOTIFY);
 }
 
-static void split_start(struct vs_vq *vq)
+static bool split_start(struct vs_vq *vq)
 {
 	struct vs_split *s = &vq->split;
+	int known = 0;
 
 	s->mask = vq->num - 1;
 	s->event_idx = vs_vq_feature(vq, VIRTIO_RING_F_EVENT_IDX);
@@ -107,14 +115,18 @@ static void split_start(struct vs_vq *vq)
 	s->avail_next = s->avail_seen = vq->base;
 	/* the base has no used index; the ring itself remembers it */
 	s->used_next = s->used_published = load16(&s->used[IDX]);
-	store16(&s->used[FLAGS], 0);
+	s->batching = false;
+	if (vs_inflight_on(vq) && (known = vs_inflight_split.load(vq)) < 0)
+		return false;
+	store_used(vq, &s->used[FLAGS], 0);
 	split_enable_kick(vq);
+	return known;
 }
 
 static uint32_t split_base(const struct vs_vq *vq)
 {
-	/* without holes, what is in flight are the youngest chains: the next start shall find them again */
-	return (uint16_t)(vq->split.avail_next - (vq->holes ? 0 : vq->in_flight));
+	/* without holes, what is in flight are the youngest chains: the next start shall find them again, in the region or here */
+	return (uint16_t)(vq->split.avail_next - (vq->holes || vs_inflight_on(vq) ? 0 : vq->in_flight));
 }
 
 static bool split_has_avail(const struct vs_vq *vq)
@@ -132,7 +144,7 @@ static inline int avail_load(struct vs_vq *vq)
 		return 1;
 	/* acquire: pairs with the driver's write barrier before avail.idx (virtio 1.3, 2.7.13.3.1); ring and desc are read after it */
 	idx = le16toh(__atomic_load_n(&s->avail[IDX], __ATOMIC_ACQUIRE));
-	if (vs_unlikely(vs_mem_poisoned(vq->mem)))
+	if (vs_unlikely(vs_vq_poisoned(vq)))
 		return vs_vq_fail(vq, EFAULT, "the front-end truncated guest memory while it was mapped");
 	if (idx == s->avail_next)
 		return 0;
@@ -224,39 +236,42 @@ static int split_pop(struct vs_vq *vq, struct vs_chain *c)
 	if (vs_unlikely(head >= vq->num))
 		return vs_vq_fail(vq, EINVAL, "avail.ring[%u]: head %u is past the queue size %" PRIu32,
 				  s->avail_next & s->mask, head, vq->num);
-	c->n_out = c->n_in = 0;
-	c->out_len = c->in_len = 0;
-	if (vs_unlikely(chain_walk(vq, c, head) < 0)) {
-		vs_chain_drop(c);
+	if (vs_unlikely(chain_walk(vq, c, head) < 0))
 		return -1;
-	}
-	c->head = head;
-	c->pos = s->avail_next++;
-	vq->in_flight++;
+	c->head = c->entry = head;
+	s->avail_next++;
 	return 1;
 }
 
-static bool split_unpop(struct vs_vq *vq, const struct vs_chain *c)
+static int split_pop_again(struct vs_vq *vq, struct vs_chain *c)
 {
-	if (c->pos != (uint16_t)(vq->split.avail_next - 1))
-		return false;
-	vq->split.avail_next--;
-	vq->in_flight--;
-	return true;
+	/* the driver has not got these descriptors back, so they are what they were, if it keeps the rules */
+	c->head = c->entry = vq->track.again[vq->track.again_at];
+	return chain_walk(vq, c, c->head) < 0 ? -1 : 1;
 }
 
-static void split_push(struct vs_vq *vq, const struct vs_chain *c, uint32_t written)
+static void split_unpop(struct vs_vq *vq, const struct vs_chain *c)
+{
+	if (!c->again)
+		vq->split.avail_next--;
+}
+
+static void split_push(struct vs_vq *vq, const struct vs_done *d)
 {
 	struct vs_split *s = &vq->split;
 	/* never laps the driver: at most num chains are in flight */
-	uint32_t elem[2] = { htole32(c->head), htole32(written) };
+	uint32_t elem[2] = { htole32(d->head), htole32(d->written) }, at = RING + 4 * (s->used_next & s->mask);
 
-	memcpy(&s->used[RING + 4 * (s->used_next & s->mask)], elem, sizeof(elem));
+	if (vs_unlikely(vq->order != NULL)) {
+		/* virtio 1.3, 2.7.9: the last element of a batch stands where its first would, if what it skips was written whole */
+		if (!s->batching)
+			s->batch_at = s->used_next;
+		s->batching = d->whole;
+		at = RING + 4 * (s->batch_at & s->mask);
+	}
+	memcpy(&s->used[at], elem, sizeof(elem));
+	vs_log_used(vq, sizeof(uint16_t) * at, sizeof(elem));
 	s->used_next++;
-	if (c->pos != (uint16_t)(s->avail_next - vq->in_flight))
-		vq->holes = true;
-	if (--vq->in_flight == 0)
-		vq->holes = false;
 }
 
 static bool split_publish(struct vs_vq *vq)
@@ -266,9 +281,15 @@ static bool split_publish(struct vs_vq *vq)
 
 	if (new == old)
 		return false;
+	if (vs_unlikely(vs_inflight_on(vq)))
+		vs_inflight_split.publish(vq);
 	/* release: pairs with the driver's read barrier after used.idx (virtio 1.3, 2.7.14); the elements are visible before it */
 	__atomic_store_n(&s->used[IDX], htole16(new), __ATOMIC_RELEASE);
+	vs_log_used(vq, sizeof(uint16_t) * IDX, sizeof(uint16_t));
 	s->used_published = new;
+	s->batching = false;
+	if (vs_unlikely(vs_inflight_on(vq)))
+		vs_inflight_split.published(vq);
 	/* pairs with the driver's barrier between used_event or flags and used.idx: it sees our index, or we see that it waits */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (!s->event_idx)
@@ -278,11 +299,13 @@ static bool split_publish(struct vs_vq *vq)
 }
 
 const struct vs_vq_ops vs_split_ops = {
+	.inflight = &vs_inflight_split,
 	.check = split_check,
 	.map = split_map,
 	.start = split_start,
 	.base = split_base,
 	.pop = split_pop,
+	.pop_again = split_pop_again,
 	.unpop = split_unpop,
 	.push = split_push,
 	.publish = split_publish,

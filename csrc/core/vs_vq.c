@@ -37,6 +37,10 @@ void vs_vq_free(struct vs_vq *vq)
 {
 	if (!vq)
 		return;
+	vs_inflight_close(vq);
+	free(vq->order);
+	vs_region_put(vq->inflight);
+	vs_log_put(vq->log);
 	vs_notify_set(&vq->call, -1);
 	vs_notify_set(&vq->error, -1);
 	vs_mem_put(vq->mem);
@@ -130,6 +134,29 @@ int vs_vq_set_mem(struct vs_vq *vq, struct vs_mem *mem)
 	return rc;
 }
 
+int vs_vq_set_inflight(struct vs_vq *vq, struct vs_region *r, uint32_t entries, struct vs_err *err)
+{
+	struct vs_region *old = vq->inflight;
+
+	if (vq->running)
+		return vs_err_set(err, EBUSY, "the in-flight region cannot change while the ring runs");
+	vq->inflight = r ? vs_region_get(r) : NULL;
+	vq->inflight_entries = entries;
+	vs_region_put(old);
+	return 0;
+}
+
+void vs_vq_set_log(struct vs_vq *vq, struct vs_log *log, bool data, bool ring, uint64_t log_addr)
+{
+	struct vs_log *old = vq->log;
+
+	vq->log = log ? vs_log_get(log) : NULL;
+	vq->log_data = log && data;
+	vq->log_ring = log && ring;
+	vq->log_addr = log_addr;
+	vs_log_put(old);
+}
+
 int vs_vq_start(struct vs_vq *vq, struct vs_err *err)
 {
 	int rc;
@@ -142,15 +169,22 @@ int vs_vq_start(struct vs_vq *vq, struct vs_err *err)
 	rc = vq->ops->check(vq, err);
 	if (rc == 0)
 		rc = vq->ops->map(vq, err);
+	if (rc == 0)
+		rc = vs_order_start(vq, err);
+	if (rc == 0)
+		rc = vs_inflight_open(vq, err);
 	if (rc < 0)
 		return rc;
 	vq->chain_max = vq->num < VS_CHAIN_MAX ? vq->num : VS_CHAIN_MAX;
 	vq->in_flight = 0;
-	vq->holes = false;
+	vq->popped = 0;
+	vq->holes = vq->logged = false;
 	vq->err = (struct vs_err){ 0 };
 	vq->run = atomic_fetch_add(&runs, 1) + 1;
 	vq->running = vq->live = true;
-	vq->ops->start(vq);
+	/* the process that served this ring before may have died between showing a batch and calling; one too many is harmless */
+	if (vq->ops->start(vq))
+		call(vq);
 	return 0;
 }
 
@@ -162,6 +196,7 @@ uint32_t vs_vq_stop(struct vs_vq *vq)
 		vq->base = vq->ops->base(vq);
 	vq->running = vq->live = vq->broken = false;
 	vq->run = 0;
+	vs_inflight_close(vq);
 	return vq->base;
 }
 
@@ -185,20 +220,47 @@ uint32_t vs_vq_num(const struct vs_vq *vq)
 	return vq->num;
 }
 
+bool vs_vq_poisoned(const struct vs_vq *vq)
+{
+	if (vs_likely(!atomic_load_explicit(&vs_guards_poisoned, memory_order_relaxed)))
+		return false;
+	return vs_mem_poisoned(vq->mem) || (vq->inflight && vs_region_poisoned(vq->inflight)) ||
+	       (vq->log && vs_log_poisoned(vq->log));
+}
+
+static inline bool is_again(const struct vs_vq *vq)
+{
+	return vs_unlikely(vq->track.again_at < vq->track.n_again);
+}
+
 int vs_vq_pop(struct vs_vq *vq, struct vs_chain *c)
 {
+	bool again;
 	int rc;
 
 	if (vs_unlikely(!vq->live))
 		return vq->broken ? -1 : 0;
 	if (vs_unlikely(c->mem != NULL))
 		vs_chain_drop(c);	/* the caller lost track of it; its ring slots stay taken, its memory need not */
-	rc = vq->ops->pop(vq, c);
-	if (vs_likely(rc > 0)) {
-		c->run = vq->run;
-		c->mem = vs_mem_get(vq->mem);
+	c->n_out = c->n_in = 0;
+	c->out_len = c->in_len = c->touched = 0;
+	again = is_again(vq);
+	rc = again ? vq->ops->pop_again(vq, c) : vq->ops->pop(vq, c);
+	if (vs_unlikely(rc <= 0)) {
+		if (rc < 0)
+			vs_chain_drop(c);
+		return rc;
 	}
-	return rc;
+	if (again)
+		vq->track.again_at++;
+	else if (vs_unlikely(vs_inflight_on(vq)))
+		vq->ops->inflight->popped(vq, c);
+	c->again = again;
+	c->pos = vq->popped++;
+	c->run = vq->run;
+	c->mem = vs_mem_get(vq->mem);
+	vq->in_flight++;
+	return 1;
 }
 
 int vs_vq_pop_many(struct vs_vq *vq, struct vs_chain **c, int max)
@@ -213,11 +275,37 @@ int vs_vq_pop_many(struct vs_vq *vq, struct vs_chain **c, int max)
 	return n ? n : rc < 0 ? -1 : 0;
 }
 
+static void unpop(struct vs_vq *vq, const struct vs_chain *c)
+{
+	if (c->pos != (uint16_t)(vq->popped - 1)) {
+		vs_vq_fail(vq, EINVAL, "device error: the chain with head %u was given back out of order", c->head);
+		return;
+	}
+	vq->popped--;
+	vq->in_flight--;
+	vq->ops->unpop(vq, c);
+	if (c->again)
+		vq->track.again_at--;
+	else if (vs_inflight_on(vq))
+		vq->ops->inflight->unpopped(vq, c);
+}
+
 void vs_vq_unpop(struct vs_vq *vq, struct vs_chain *c)
 {
-	if (vq->live && c->run == vq->run && !vq->ops->unpop(vq, c))
-		vs_vq_fail(vq, EINVAL, "device error: the chain with head %u was given back out of order", c->head);
+	if (vq->live && c->run == vq->run)
+		unpop(vq, c);
 	vs_chain_drop(c);
+}
+
+void vs_vq_use(struct vs_vq *vq, uint16_t pos, const struct vs_done *d)
+{
+	vq->ops->push(vq, d);
+	if (vs_unlikely(vs_inflight_on(vq)))
+		vq->track.batch[vq->track.n_batch++] = d->entry;
+	if (pos != (uint16_t)(vq->popped - vq->in_flight))
+		vq->holes = true;
+	if (--vq->in_flight == 0)
+		vq->holes = false;
 }
 
 void vs_vq_push(struct vs_vq *vq, struct vs_chain *c, uint32_t written)
@@ -225,16 +313,32 @@ void vs_vq_push(struct vs_vq *vq, struct vs_chain *c, uint32_t written)
 	/* never tell the driver of more bytes than there is room for: it would hand on what it finds there */
 	if (vs_unlikely(written > c->in_len))
 		written = c->in_len;
-	if (vs_likely(vq->live && c->run == vq->run))
-		vq->ops->push(vq, c, written);
+	if (vs_unlikely(vq->log_data) && vq->live && c->run == vq->run)
+		vs_log_chain(vq, c, written > c->touched ? written : c->touched);
+	if (vs_likely(vq->live && c->run == vq->run)) {
+		const struct vs_done d = {
+			.written = written, .descs = c->descs, .head = c->head, .entry = c->entry,
+			.writable = c->in_len, .whole = written == c->in_len,
+		};
+
+		if (vs_unlikely(vq->order != NULL))
+			vs_order_push(vq, c->pos, &d);
+		else
+			vs_vq_use(vq, c->pos, &d);
+	}
 	vs_chain_drop(c);
 }
 
 int vs_vq_flush(struct vs_vq *vq)
 {
+	bool wanted;
+
 	if (vs_unlikely(!vq->live))
 		return vq->broken ? -1 : 0;
-	if (!vq->ops->publish(vq))
+	wanted = vq->ops->publish(vq);
+	if (vs_unlikely(vq->logged))
+		vs_log_signal(vq);
+	if (!wanted)
 		return 0;
 	call(vq);
 	return !vq->call_due;
@@ -248,10 +352,10 @@ void vs_vq_disable_kick(struct vs_vq *vq)
 
 bool vs_vq_enable_kick(struct vs_vq *vq)
 {
-	return vq->live && vq->ops->enable_kick(vq);
+	return vq->live && (vq->ops->enable_kick(vq) || is_again(vq));
 }
 
 bool vs_vq_has_avail(struct vs_vq *vq)
 {
-	return vq->live && vq->ops->has_avail(vq);
+	return vq->live && (is_again(vq) || vq->ops->has_avail(vq));
 }

@@ -13,7 +13,12 @@
  *
  * Stop with chains in flight.  When all that were completed were completed in order, the base that stop reports is the oldest
  * chain in flight, so that the next start finds those chains again. Out of order, a base cannot say which are open, and the
- * chains in flight are lost to the driver: complete them before the stop.
+ * chains in flight are lost to the driver: complete them before the stop. With in-flight tracking (vs_vq_set_inflight) nothing is
+ * lost, in any order and even to SIGKILL: the base is the next chain, and a start with the same region pops those in flight
+ * again before any new one, oldest first, with vs_chain.again set.
+ *
+ * VIRTIO_F_IN_ORDER.  A completion waits until all older chains are completed, however late the device pushed those; and of a run of
+ * completions only the last one needs a place in the ring, as long as the others were written to their ends (2.7.9, 2.8.9).
  *
  * Threads.  A vq has no lock; its owner serialises all calls. Different vqs are independent.
  */
@@ -37,8 +42,11 @@ struct vs_chain {
 	uint16_t head;
 	uint16_t pos;			/* its place in the order of popping, modulo 2^16 */
 	uint16_t n_out, n_in;		/* iovecs */
+	uint16_t entry;			/* its entry in the in-flight region, when that is tracked */
+	bool again;			/* it was in flight at an earlier stop or crash: perhaps it was carried out, all or in part */
 	uint32_t descs;			/* ring slots it takes (packed: the skip on completion) */
 	uint64_t out_len, in_len;	/* bytes */
+	uint64_t touched;		/* bytes of the writable part up to the last that vs_chain_write() put there */
 	struct iovec *iov;		/* in the chain's own storage */
 	struct vs_mem *mem;		/* snapshot held until push or drop, NULL when the chain is empty */
 	uint32_t cap;
@@ -49,7 +57,7 @@ void vs_chain_drop(struct vs_chain *c);	/* let the memory snapshot go without co
 void vs_chain_free(struct vs_chain *c);	/* drop, then free */
 /* copy between a chain and plain memory; offsets count bytes over the readable (writable) part. Return the bytes copied. */
 size_t vs_chain_read(const struct vs_chain *c, size_t offset, void *dst, size_t len);
-size_t vs_chain_write(const struct vs_chain *c, size_t offset, const void *src, size_t len);
+size_t vs_chain_write(struct vs_chain *c, size_t offset, const void *src, size_t len);
 
 struct vs_vq *vs_vq_new(uint16_t index);
 void vs_vq_free(struct vs_vq *vq);
@@ -71,6 +79,20 @@ int vs_vq_set_err(struct vs_vq *vq, int fd);
 
 /* any state; takes its own reference. On a running vq the rings are translated again: -1 and broken when they left the map. */
 int vs_vq_set_mem(struct vs_vq *vq, struct vs_mem *mem);
+
+/*
+ * In-flight tracking (the vhost-user document, "Inflight I/O tracking"): idle only, -EBUSY otherwise. r is the mapped area of all
+ * queues, of which this one uses the part of its index; entries is the queue size that the area was made for. NULL: no tracking.
+ * Takes its own reference. What is in the region, the start judges.
+ */
+int vs_vq_set_inflight(struct vs_vq *vq, struct vs_region *r, uint32_t entries, struct vs_err *err);
+uint64_t vs_inflight_size(bool packed, uint32_t entries);	/* bytes of one queue's part, a multiple of 64 */
+
+/*
+ * Dirty log: any state, at once. log NULL: off. data: log what the device writes into chains; ring: log its writes to the ring,
+ * whose used ring (packed: device event area) the log has at log_addr. Takes its own reference.
+ */
+void vs_vq_set_log(struct vs_vq *vq, struct vs_log *log, bool data, bool ring, uint64_t log_addr);
 
 int vs_vq_start(struct vs_vq *vq, struct vs_err *err);	/* 0, or -errno */
 uint32_t vs_vq_stop(struct vs_vq *vq);			/* flushes; the base for GET_VRING_BASE; idempotent */
