@@ -82,6 +82,7 @@ class DataPlane:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._suspended = False
         self._run_due = False
         self._flush_due = False
         self._loop.add_reader(queue.kick_fd, self._kicked)
@@ -147,7 +148,10 @@ class DataPlane:
             self._refuse(chain, error)
 
     def _ended(self, chain: Chain, task: asyncio.Task[None]) -> None:
-        chain.complete()  # here and not in the task: one that is cancelled before its first step never runs
+        if self._suspended and task.cancelled():
+            chain.abandon()  # in flight, to come again
+        else:
+            chain.complete()  # here and not in the task: one that is cancelled before its first step never runs
         full = len(self._tasks) >= self._device.concurrency
         self._tasks.discard(task)
         if full:
@@ -209,6 +213,16 @@ class DataPlane:
                 log.warning("queue %d stops: cancelled %d requests that took over %g s", self._queue.index, len(late), patience)
                 # one that ignores even this completes into a stopped ring later, which is harmless
                 await asyncio.wait(late, timeout=patience)
+        self._vring.flush()
+
+    async def suspend(self, patience: float) -> None:
+        """Take no more chains, and cancel the handlers under way. Those that end by it leave their chains in flight."""
+        self._close_ring()
+        self._suspended = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience)
         self._vring.flush()
 
     def close(self) -> None:

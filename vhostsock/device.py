@@ -47,6 +47,10 @@ class Device:
     max_queue_size    descriptors; a front-end that asks for larger queues is refused
     features          the device type's own feature bits (0..23, 50..63); ring features are the library's
     packed            offer packed rings too; the front-end and the driver choose. For all that uses Vring and Chain alone
+    in_order          offer completion in order: what is completed early waits for older requests, and costs the driver less
+    inflight          requests survive a crash: the front-end keeps which are under way, and they come again (``chain.again``).
+                      And a queue that stops cancels them instead of waiting. For requests that may be carried out twice
+    migratable        keep a dirty log for live migration; what the device itself remembers is another matter
     inband            offer kicks and calls by messages, for simulations: slow, and a front-end has to want it
     shared_objects    exchange dma-bufs with other devices of the machine: see ``shared_object`` and ``share_object``
     shmem             sizes in bytes of shared memory regions by their ids (virtio 1.3, 2.10), whole pages: see ``shmem_map``
@@ -63,6 +67,9 @@ class Device:
     features: int = 0
     acked_features: int = 0
     packed: bool = False
+    in_order: bool = False
+    inflight: bool = False
+    migratable: bool = False
     inband: bool = False
     shared_objects: bool = False
     shmem: Mapping[int, int] = {}
@@ -246,6 +253,17 @@ class Device:
         """Take no new chains, and finish those under way as far as it takes a bounded time. ``queue_stopped`` follows."""
         if queue.plane:
             await queue.plane.drain(self.stop_timeout)
+
+    async def queue_suspending(self, queue: Queue) -> None:
+        """Instead of ``queue_draining`` where what is under way need not be finished: it is in flight and comes again.
+
+        Take no new chains, and see that nothing of the guest is written to after the return. Default: cancel the handlers; of
+        a device with a data plane of its own: drain.
+        """
+        if queue.plane:
+            await queue.plane.suspend(self.stop_timeout)
+        else:
+            await self.queue_draining(queue)
 
     def queue_stopped(self, queue: Queue) -> None:
         """On return nothing of the device uses ``queue.vring`` any more."""

@@ -74,6 +74,12 @@ OFFERS = (
     ),
     Offer("inband = True", lambda d: d.inband, protocol=_P.INBAND_NOTIFICATIONS, text="kicks and calls as messages"),
     Offer("packed = True", lambda d: d.packed, _V.RING_PACKED, text="packed rings"),
+    Offer("in_order = True", lambda d: d.in_order, _V.IN_ORDER, text="completion in order"),
+    Offer(
+        "inflight = True", lambda d: d.inflight, protocol=_P.INFLIGHT_SHMFD | _P.GET_VRING_BASE_INFLIGHT,
+        text="requests under way survive a crash of the back-end, and a stop does not wait for them",
+    ),
+    Offer("migratable = True", lambda d: d.migratable, _V.LOG_ALL, _P.LOG_SHMFD, "a dirty log for live migration"),
 )  # fmt: skip
 
 

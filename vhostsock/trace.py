@@ -149,6 +149,10 @@ _SHOW: dict[Construct, Callable[[int, Any], str]] = {
     wire.MEM_TABLE: lambda _, fields: f"n={fields.n} " + " ".join(f"[{_region(region)}]" for region in fields.regions),
     wire.MEM_REGION: lambda _, fields: _region(fields.region),
     wire.CONFIG: _config,
+    wire.INFLIGHT: lambda _, fields: (
+        f"mmap_size={fields.size:#x} off={fields.offset:#x} nq={fields.num_queues} qsz={fields.queue_size}"
+    ),
+    wire.LOG: lambda _, fields: f"size={fields.size:#x} off={fields.offset:#x}",
     wire.IOTLB: _iotlb,
     wire.TRANSFER: lambda _, fields: f"direction={fields.direction} phase={fields.phase}",
     wire.UUID: lambda _, fields: str(uuid.UUID(bytes=fields.uuid)),

@@ -10,8 +10,11 @@ A ring has three facts that come and go independently (the vhost-user document, 
 Nobody reads the kick fd of a ring that is not attached, and attaching scans the ring, so a kick that comes before
 SET_VRING_ENABLE is not lost. Detaching finishes the requests under way (Device.stop_timeout bounds it).
 
-Setting something of a started ring again: the same value changes nothing; another one restarts the ring with it. The call fd
-and the memory map change under a running ring without a stop, while ``Device.quiesced()`` is held.
+Setting something of a started ring again: the same value changes nothing; another one restarts the ring with it. The call fd,
+the memory map and the dirty log change under a running ring without a stop, while ``Device.quiesced()`` is held.
+
+With GET_VRING_BASE_INFLIGHT and a region for what is in flight, detaching cancels the requests under way instead. The region
+has them, and the vring's next start finds them there; one that is attached again without a stop is restarted for that.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from .channel import Channel
 from .device import Device, Queue
 from .errors import FrontendError
 from .inband import Signal, new_eventfd
-from .memory import MemoryMap
+from .memory import DirtyLog, InflightArea, MemoryMap
 from .proto import Session, events, wire
 from .proto.features import ProtocolFeature, VirtioFeature
 from .recording import Tap
@@ -37,6 +40,9 @@ from .recording import Tap
 __all__ = ["Ring", "Vrings"]
 
 log = logging.getLogger("vhostsock.server")
+
+VRING_F_LOG = 1  # in the flags of SET_VRING_ADDR
+PACKED_START = 0x8000_8000  # of a packed ring: both places 0, both wrap counters 1 (virtio 1.3, 2.8.1)
 
 
 @dataclasses.dataclass(slots=True)
@@ -53,14 +59,17 @@ class Ring:
     attached: bool = False
     num: int = 0
     address: tuple[int, int, int] = (0, 0, 0)  # desc, avail, used, as Vring.set_addr takes them
-    base: int = 0
+    base: int | None = None  # None: nobody said, so from the beginning
     features: int = 0
+    logged: bool = False  # VRING_F_LOG
+    log_address: int = 0
+    suspended: bool = False  # detached with requests in flight, and not restarted since
     stopped_with: tuple[Any, ...] | None = None
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """What a pause keeps and a new driver most likely changes."""
-        return self.num, self.address, self.base, self.features
+        return self.num, self.address, self.base, self.features & ~VirtioFeature.LOG_ALL
 
 
 class Vrings:
@@ -77,6 +86,9 @@ class Vrings:
         self._channel = channel
         self._tap = tap
         self.memory = MemoryMap.empty()
+        self._inflight: InflightArea | None = None
+        self._log: DirtyLog | None = None
+        self._log_fd = events.OwnedFd(-1)
         self._rings = [Ring(Queue(index, fail)) for index in range(device.num_queues)]
         for ring in self._rings:
             self._install(ring)
@@ -88,6 +100,9 @@ class Vrings:
         for ring in self._rings:
             ring.features = event.value
             ring.queue.vring.set_features(event.value)
+            if ring.base is None:
+                ring.queue.vring.set_base(PACKED_START if event.value & VirtioFeature.RING_PACKED else 0)
+            self._install_log(ring)
             if not event.value & VirtioFeature.PROTOCOL_FEATURES:
                 ring.enabled = True
         self._attach_ready()
@@ -104,8 +119,9 @@ class Vrings:
         await asyncio.gather(*map(self._stop, self._rings))
         for ring in self._rings:
             ring.stopped_with = None
-            ring.base = 0
-            ring.queue.vring.set_base(0)
+            ring.base = None
+            ring.queue.vring.set_base(PACKED_START if ring.features & VirtioFeature.RING_PACKED else 0)
+        self._use_inflight(None)  # what was in flight was the old driver's
 
     async def set_num(self, event: events.VringNum) -> None:
         if event.num > self._device.max_queue_size:
@@ -113,7 +129,10 @@ class Vrings:
         await self._configure(self._rings[event.index], "num", event.num)
 
     async def set_address(self, event: events.VringAddress) -> None:
-        await self._configure(self._rings[event.index], "address", (event.desc, event.avail, event.used))
+        ring = self._rings[event.index]
+        await self._configure(ring, "address", (event.desc, event.avail, event.used))
+        ring.logged, ring.log_address = bool(event.flags & VRING_F_LOG), event.log
+        self._install_log(ring)
 
     async def set_base(self, event: events.VringBase) -> None:
         await self._configure(self._rings[event.index], "base", event.num)
@@ -121,6 +140,7 @@ class Vrings:
     async def get_base(self, event: events.VringStop) -> int:
         ring = self._rings[event.index]
         await self._stop(ring)
+        assert ring.base is not None
         return ring.base
 
     async def set_enable(self, event: events.VringEnable) -> None:
@@ -171,6 +191,73 @@ class Vrings:
         with self._device.quiesced():
             self._rings[event.index].queue.vring.set_err(event.fd.fileno() if event.fd else None)
         self._rings[event.index].fds_set.add("err")
+
+    # ---- what is in flight
+
+    async def make_inflight(self, event: events.InflightGet) -> events.WithFd:
+        self._check_inflight(event.num_queues, event.queue_size)
+        size, fd = InflightArea.create(num_queues=event.num_queues, queue_size=event.queue_size, packed=self._packed)
+        return events.WithFd(size, events.OwnedFd(fd))
+
+    async def set_inflight(self, event: events.InflightSet) -> None:
+        self._check_inflight(event.num_queues, event.queue_size)
+        self._use_inflight(
+            InflightArea(
+                event.fd.fileno(), size=event.size, offset=event.offset, num_queues=event.num_queues,
+                queue_size=event.queue_size, packed=self._packed,
+            )
+        )  # fmt: skip
+
+    def _check_inflight(self, num_queues: int, queue_size: int) -> None:
+        device = self._device
+        if not 1 <= num_queues <= device.num_queues or not 1 <= queue_size <= device.max_queue_size:
+            raise FrontendError(
+                f"in-flight region for {num_queues} queues of {queue_size}: this device has 1 to {device.num_queues} queues"
+                f" of at most {device.max_queue_size}"
+            )
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self._rings[0].features & VirtioFeature.RING_PACKED)
+
+    def _use_inflight(self, area: InflightArea | None) -> None:
+        """From the next starts on; no ring is started."""
+        old, self._inflight = self._inflight, area
+        for ring in self._rings:
+            ring.queue.vring.set_inflight(area if area and ring.queue.index < area.num_queues else None)
+        if old:
+            old.close()
+
+    def _suspends(self, ring: Ring) -> bool:
+        """Whether the requests under way need not be finished before the ring stops: they are in the region."""
+        tracked = self._inflight is not None and ring.queue.index < self._inflight.num_queues
+        return tracked and bool(self._session.protocol_features & ProtocolFeature.GET_VRING_BASE_INFLIGHT)
+
+    # ---- dirty log
+
+    async def set_log(self, event: events.LogBase) -> int:
+        new = DirtyLog(event.fd.fileno(), size=event.size, offset=event.offset)
+        new.set_notify(self._log_fd.fileno())
+        old, self._log = self._log, new
+        for ring in self._rings:
+            self._install_log(ring)
+        if old:
+            old.close()
+        return 0
+
+    async def set_log_fd(self, event: events.LogFd) -> None:
+        if self._log:
+            with self._device.quiesced():
+                self._log.set_notify(event.fd.fileno())
+        self._log_fd.close()
+        self._log_fd = events.OwnedFd(event.fd.take())
+
+    def _install_log(self, ring: Ring) -> None:
+        """LOG_ALL says whether writes to buffers are logged, VRING_F_LOG whether those to the ring are; none without a log."""
+        with self._device.quiesced():
+            ring.queue.vring.set_log(
+                self._log, data=bool(ring.features & VirtioFeature.LOG_ALL), ring=ring.logged, address=ring.log_address
+            )
 
     # ---- memory
 
@@ -223,7 +310,7 @@ class Vrings:
         if restart:
             await self._detach(ring)
             ring.base = ring.queue.vring.stop()
-            ring.started = False
+            ring.started = ring.suspended = False
         setter = {"num": "set_num", "address": "set_addr", "base": "set_base"}[name]
         getattr(ring.queue.vring, setter)(*value if name == "address" else (value,))
         setattr(ring, name, value)
@@ -244,6 +331,10 @@ class Vrings:
         for ring in self._rings:
             ring.stopped_with = None
         for ring in ready:
+            if ring.suspended:
+                ring.queue.vring.stop()
+                ring.queue.vring.start()
+                ring.suspended = False
             self._device.queue_started(ring.queue)
             ring.attached = True
             self._tap.noted(f"ring {ring.queue.index} started")
@@ -252,8 +343,12 @@ class Vrings:
         if not ring.attached:
             return
         ring.attached = False
+        ring.suspended = self._suspends(ring)
         try:
-            await self._device.queue_draining(ring.queue)
+            if ring.suspended:
+                await self._device.queue_suspending(ring.queue)
+            else:
+                await self._device.queue_draining(ring.queue)
         finally:  # also when this task is cancelled: a data plane must never see its vring stop
             self._device.queue_stopped(ring.queue)
             self._tap.noted(f"ring {ring.queue.index} stopped")
@@ -262,6 +357,7 @@ class Vrings:
         await self._detach(ring)
         self._drop_kick(ring)
         ring.base = ring.queue.vring.stop()
+        ring.suspended = False
         if ring.started:
             ring.started = False
             ring.stopped_with = ring.identity
@@ -286,6 +382,10 @@ class Vrings:
                     if signal:
                         signal.close()
             self.memory.close()
+            self._use_inflight(None)
+            self._log_fd.close()
+            if self._log:
+                self._log.close()
 
 
 _PLAIN_EVENT_FDS = (0, stat.S_IFSOCK, stat.S_IFIFO)  # an eventfd is an anonymous inode, which has no type

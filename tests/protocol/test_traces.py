@@ -25,9 +25,6 @@ TRACES = Path(__file__).parent.parent / "data" / "traces"
 
 # These use messages that are not served yet: replayed up to the named message, which must end the session.
 PARTIAL = {
-    "q11-blk-inflight-reconnect": Request.GET_INFLIGHT_FD,
-    "q7-blk-inflight-reconnect": Request.GET_INFLIGHT_FD,
-    "q11-blk-migrate-dirtylog": Request.GET_INFLIGHT_FD,
     "q11-testdev-iommu": Request.IOTLB_MSG,
 }
 # QEMU gave up before its first message
@@ -73,6 +70,10 @@ def payload_of(name: str, text: str) -> Any:
         data = re.search(r"payload=([0-9a-f]+)$", text)
         content = bytes.fromhex(data[1]) if data else bytes(n["size"])
         return {"offset": n["offset"], "size": n["size"], "flags": n["flags"], "data": content}
+    if name in ("GET_INFLIGHT_FD", "SET_INFLIGHT_FD"):
+        return {"size": n["mmap_size"], "offset": n["off"], "num_queues": n["nq"], "queue_size": n["qsz"]}
+    if name == "SET_LOG_BASE":
+        return {"size": n["size"], "offset": n["off"]}
     if name == "SET_DEVICE_STATE_FD":
         return {"direction": n["direction"], "phase": n["phase"]}
     return int(text.split()[0], 0)
@@ -130,9 +131,15 @@ def replay(trace: Iterable[str]) -> int:
             elif isinstance(event, events.ConfigRead):
                 assert answer
                 session.done(config_in(answer) or bytes(event.size))
+            elif isinstance(event, events.InflightGet):
+                assert answer
+                session.done(events.WithFd(numbers(answer.text)["mmap_size"], events.OwnedFd(os.memfd_create("inflight"))))
+            elif isinstance(event, events.LogBase):
+                session.done(0)
             elif event:
                 session.done()
-            check_reply(line.name, session.take_output(), answer)
+            sent = session.take_output_fds()
+            check_reply(line.name, session.take_output(), answer, len(sent))
     assert session
     session.close()
     return fed
@@ -147,7 +154,8 @@ def config_in(answer: Line) -> bytes:
     return bytes.fromhex(found[1]) if found else b""
 
 
-def check_reply(name: str, output: bytes, answer: Line | None) -> None:
+def check_reply(name: str, output: bytes, answer: Line | None, fds: int) -> None:
+    assert fds == (numbers(answer.text).get("fds", 0) if answer else 0)
     if answer is None:
         assert output == b"", f"{name}: QEMU was sent a reply that it does not expect"
         return
@@ -158,6 +166,8 @@ def check_reply(name: str, output: bytes, answer: Line | None) -> None:
     value = answer.text.partition(" ")[2].strip()
     if name == "GET_VRING_BASE":
         assert wire.VRING_STATE.parse(body) == {"index": numbers(value)["vq"], "num": numbers(value)["base"]}
+    elif name == "GET_INFLIGHT_FD":
+        assert wire.INFLIGHT.parse(body) == payload_of(name, f"{value} off=0") | {"padding": 0}
     elif name != "GET_CONFIG":
         said = value.removeprefix("ack ").split()[0]
         assert wire.U64.parse(body) == (0x100 if value == "ok nofd" else int(said, 0))

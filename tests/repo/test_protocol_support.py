@@ -37,10 +37,16 @@ def test_every_message_and_bit_has_a_row() -> None:
     assert all(BACKEND_MESSAGES[request] == request.name for request in wire.BackendRequest)
 
 
-@pytest.mark.parametrize(("packed", "words"), [(False, {"always"}), (True, {"always", "for `packed = True`"})])
-def test_what_the_page_says_is_what_a_device_offers(packed: bool, words: set[str]) -> None:
-    device = Rng()
-    device.packed = packed
+ATTRIBUTES = ("packed", "in_order", "inflight", "migratable")
+
+
+@pytest.mark.parametrize("attribute", [None, *ATTRIBUTES])
+def test_what_the_page_says_is_what_a_device_offers(attribute: str | None) -> None:
+    device, words = Rng(), {"always"}
+    for name in ATTRIBUTES:
+        setattr(device, name, name == attribute)
+    if attribute:
+        words.add(f"for `{attribute} = True`")
     text, config = PAGE.read_text(), session_config(device)
     for heading, kind, offered in (
         ("Protocol features", ProtocolFeature, config.protocol_features),

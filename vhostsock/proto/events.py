@@ -14,10 +14,10 @@ import os
 from typing import Any, Self
 
 __all__ = [
-    "AddRegion", "Announce", "BackendChannel", "ConfigRead", "ConfigWrite", "DeviceReset", "Event", "FeaturesSet", "Iotlb",
-    "MemoryTable", "MtuSet", "OwnedFd", "PostcopyAdvise", "PostcopyEnd", "PostcopyListen", "Region", "RemoveRegion",
-    "SharedObject", "StateCheck", "StateTransfer", "VringAddress", "VringBase", "VringCall", "VringEnable", "VringErr",
-    "VringInbandKick", "VringKick", "VringNum", "VringStop", "WithFd",
+    "AddRegion", "Announce", "BackendChannel", "ConfigRead", "ConfigWrite", "DeviceReset", "Event", "FeaturesSet",
+    "InflightGet", "InflightSet", "Iotlb", "LogBase", "LogFd", "MemoryTable", "MtuSet", "OwnedFd", "PostcopyAdvise",
+    "PostcopyEnd", "PostcopyListen", "Region", "RemoveRegion", "SharedObject", "StateCheck", "StateTransfer", "VringAddress",
+    "VringBase", "VringCall", "VringEnable", "VringErr", "VringInbandKick", "VringKick", "VringNum", "VringStop", "WithFd",
 ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ class VringNum(Event):
 class VringAddress(Event):
     """SET_VRING_ADDR: where the three parts are: front-end virtual addresses, or IOVAs with ACCESS_PLATFORM.
 
-    flags bit 0: log writes (not served).
+    flags bit 0: log what is written to the used ring, which is at ``log`` there.
     """
 
     index: int
@@ -224,6 +224,44 @@ class VringErr(Event):
 @dataclasses.dataclass(frozen=True, slots=True)
 class BackendChannel(Event):
     """SET_BACKEND_REQ_FD: a stream socket for messages from the back-end."""
+
+    fd: OwnedFd
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InflightGet(Event):
+    """GET_INFLIGHT_FD: make memory for what is in flight, ``done(WithFd(size, fd))``. Its size and offset are noise."""
+
+    num_queues: int
+    queue_size: int
+
+    def reply(self, value: Any) -> Any:
+        return {"size": value, "offset": 0, "num_queues": self.num_queues, "queue_size": self.queue_size}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class InflightSet(Event):
+    """SET_INFLIGHT_FD: use this memory, from now on or again after a crash."""
+
+    size: int
+    offset: int
+    num_queues: int
+    queue_size: int
+    fd: OwnedFd
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogBase(Event):
+    """SET_LOG_BASE: a dirty log, instead of the one before; ``done(0)``."""
+
+    size: int
+    offset: int
+    fd: OwnedFd
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogFd(Event):
+    """SET_LOG_FD: signal here when pages were marked in the log."""
 
     fd: OwnedFd
 

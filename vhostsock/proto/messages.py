@@ -138,6 +138,8 @@ _ROWS = (
         fds=one_fd, needs=_P.CONFIGURE_MEM_SLOTS, listening=wire.MEM_REGION,
     ),
     Row(_R.REM_MEM_REG, wire.MEM_REGION, events.RemoveRegion, fds=unused_fd, needs=_P.CONFIGURE_MEM_SLOTS),
+    Row(_R.SET_LOG_BASE, wire.LOG, events.LogBase, wire.U64, fds=one_fd, needs=_P.LOG_SHMFD),
+    Row(_R.SET_LOG_FD, None, events.LogFd, fds=one_fd, needs=_P.LOG_SHMFD),
     # rings
     Row(_R.SET_VRING_NUM, wire.VRING_STATE, events.VringNum, ring=True),
     Row(_R.SET_VRING_ADDR, wire.ADDRESS, events.VringAddress, ring=True),
@@ -150,6 +152,12 @@ _ROWS = (
     Row(
         _R.VRING_KICK, wire.VRING_STATE, events.VringInbandKick, needs=_P.INBAND_NOTIFICATIONS, phases=NEGOTIATED, ring=True,
     ),
+    # the layout depends on the features; size 0 in the reply says that there is none
+    Row(
+        _R.GET_INFLIGHT_FD, wire.INFLIGHT, events.InflightGet, wire.INFLIGHT,
+        needs=_P.INFLIGHT_SHMFD, phases=NEGOTIATED, refusal=bytes(24),
+    ),
+    Row(_R.SET_INFLIGHT_FD, wire.INFLIGHT, events.InflightSet, fds=one_fd, needs=_P.INFLIGHT_SHMFD, phases=STOPPED),
     # network devices
     Row(_R.SEND_RARP, wire.U64, events.Announce, needs=_P.RARP),
     Row(_R.NET_SET_MTU, wire.U64, events.MtuSet, needs=_P.NET_MTU),

@@ -220,7 +220,7 @@ class Session:
         """
         row, _ = self._take_current()
         if row.refusal is not None:
-            self._reply(row.request, None, row.refusal)
+            self._reply(row.request, wire.RAW, row.refusal)
             self._next()
         elif row.reply is None and not self._own_reply(row) and (self._wants_ack(row) or not fatal):
             self._finish(row, 1)

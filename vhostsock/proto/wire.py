@@ -15,13 +15,27 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from construct import Array, Bytes, Construct, Default, ExprAdapter, Int8un, Int32un, Int64un, Padding, Struct, this
+from construct import (
+    Array,
+    Bytes,
+    Construct,
+    Default,
+    ExprAdapter,
+    GreedyBytes,
+    Int8un,
+    Int16un,
+    Int32un,
+    Int64un,
+    Padding,
+    Struct,
+    this,
+)  # fmt: skip
 
 __all__ = [
-    "ADDRESS", "CONFIG", "CONFIG_MAX", "EMPTY", "HEADER", "HEADER_SIZE", "IOTLB", "MAX_FDS", "MAX_PAYLOAD", "MEM_REGION",
-    "MEM_TABLE", "MMAP", "NEED_REPLY_FLAGS", "REPLY_FLAGS", "REQUEST_FLAGS", "SHMEM_CONFIG", "SHMEM_REGIONS", "TRANSFER", "U64",
-    "UUID", "VRING_FD", "VRING_STATE", "BackendRequest", "Flag", "IotlbPermission", "IotlbType", "Request", "TransferDirection",
-    "pack",
+    "ADDRESS", "CONFIG", "CONFIG_MAX", "EMPTY", "HEADER", "HEADER_SIZE", "INFLIGHT", "IOTLB", "LOG", "MAX_FDS", "MAX_PAYLOAD",
+    "MEM_REGION", "MEM_TABLE", "MMAP", "NEED_REPLY_FLAGS", "RAW", "REPLY_FLAGS", "REQUEST_FLAGS", "SHMEM_CONFIG",
+    "SHMEM_REGIONS", "TRANSFER", "U64", "UUID", "VRING_FD", "VRING_STATE", "BackendRequest", "Flag", "IotlbPermission",
+    "IotlbType", "Request", "TransferDirection", "pack",
 ]  # fmt: skip
 
 
@@ -129,6 +143,7 @@ MAX_PAYLOAD = 4096
 HEADER: Construct = Struct("request" / Int32un, "flags" / Int32un, "size" / Int32un)
 
 U64: Construct = Int64un
+RAW: Construct = GreedyBytes
 # SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE, SET_VRING_ENABLE
 VRING_STATE: Construct = Struct("index" / Int32un, "num" / Int32un)
 # SET_VRING_ADDR: the addresses are the front-end's virtual ones
@@ -162,6 +177,11 @@ SHMEM_CONFIG: Construct = Struct(
 MMAP: Construct = Struct(
     "shmid" / Int8un, Padding(7), "fd_offset" / Int64un, "shm_offset" / Int64un, "len" / Int64un, "flags" / Int64un
 )
+# GET_INFLIGHT_FD, SET_INFLIGHT_FD: as the C structure of every implementation has it, padded to 24 bytes
+INFLIGHT: Construct = Struct(
+    "size" / Int64un, "offset" / Int64un, "num_queues" / Int16un, "queue_size" / Int16un, "padding" / Default(Int32un, 0)
+)
+LOG: Construct = Struct("size" / Int64un, "offset" / Int64un)  # SET_LOG_BASE
 
 assert HEADER.sizeof() == HEADER_SIZE
 

@@ -72,6 +72,7 @@ class Frontend(Messages):
     """One connection to a back-end. Owns the socket, the guest memory and the queues. messages.py has the rarer messages.
 
     sent                every message so far as (name, header flags, payload size)
+    inflight            (size, fd) of the region that the back-end tracks what is in flight in, if ``track`` and it does
     features            virtio bits that ``start`` acks: what is offered, within ``accept`` (~0 takes packed rings, too)
     offered             virtio bits of the back-end, after ``handshake``
     protocol_features   acked protocol bits, after ``handshake``
@@ -88,7 +89,10 @@ class Frontend(Messages):
         dialect: Dialect = QEMU_11_1,
         accept: int = ~VirtioFeature.RING_PACKED,
         config: bool = False,
+        track: bool = False,
+        protocol: int = 0,
     ) -> None:
+        """config: there is a config space; track: ask for an in-flight region; protocol: bits to ack beyond the dialect's."""
         super().__init__()
         sock.setblocking(False)
         self.sock = sock
@@ -101,7 +105,9 @@ class Frontend(Messages):
         self.channel: FrontendChannel | None = None
         self.bases = [0] * queues
         self._accept = accept
-        self._config = ProtocolFeature.CONFIG if config else ProtocolFeature(0)
+        self._more_protocol = ProtocolFeature(protocol) | (ProtocolFeature.CONFIG if config else ProtocolFeature(0))
+        self._track = track
+        self.inflight: tuple[int, int] | None = None
         self._status = 0
         self._memory_sent = False
         self.queues: list[DriverQueue] = []
@@ -126,6 +132,7 @@ class Frontend(Messages):
         for queue in self.queues:
             queue.close()
         self.memory.close()
+        self._drop_inflight()
 
     @property
     def features(self) -> int:
@@ -214,10 +221,30 @@ class Frontend(Messages):
 
     async def handshake(self) -> None:
         """Realize: negotiate the protocol, give every ring a call and an error fd."""
+        await self._negotiate()
+        self.renew_queues()
+        await self._set_calls_and_errs()
+
+    async def reconnect(self, sock: socket.socket) -> None:
+        """The back-end died and another one is there: as QEMU does it, rings, memory and the in-flight region being kept.
+
+        A crashed back-end reported no base. QEMU takes used.idx for a split ring, and for a packed one what it last heard.
+        """
+        self.sock.close()
+        sock.setblocking(False)
+        self.sock = sock
+        self._memory_sent = False
+        await self._negotiate()
+        if not self.features & VirtioFeature.RING_PACKED:
+            self.bases = [queue.used_idx for queue in self.queues]
+        await self._set_calls_and_errs()
+        await self.start()
+
+    async def _negotiate(self) -> None:
         self.offered = await self.request(Request.GET_FEATURES, reply=wire.U64)
         if self.offered & VirtioFeature.PROTOCOL_FEATURES:
             offered = await self.request(Request.GET_PROTOCOL_FEATURES, reply=wire.U64)
-            acked = ProtocolFeature(offered & (self.dialect.protocol_mask | self._config))
+            acked = ProtocolFeature(offered & (self.dialect.protocol_mask | self._more_protocol))
             await self.request(Request.SET_PROTOCOL_FEATURES, wire.U64, acked)
             self.protocol_features = acked
         if self.protocol_features & ProtocolFeature.MQ:
@@ -228,7 +255,8 @@ class Frontend(Messages):
             await self.open_channel()
         await self.request(Request.SET_OWNER)
         await self.request(Request.GET_FEATURES, reply=wire.U64)
-        self.renew_queues()
+
+    async def _set_calls_and_errs(self) -> None:
         if self.dialect.inband:
             return
         for index, queue in enumerate(self.queues):
@@ -255,6 +283,8 @@ class Frontend(Messages):
             self._status = await self.request(Request.GET_STATUS, reply=wire.U64)
             if not self._status & STATUS_FEATURES_OK:
                 await self.request(Request.SET_STATUS, wire.U64, self._status | STATUS_FEATURES_OK)
+        if self._track and self.protocol_features & ProtocolFeature.INFLIGHT_SHMFD:
+            await self.share_inflight()
         await self.send_memory()
         for index, queue in enumerate(self.queues):
             await self.set_ring(index)
@@ -288,13 +318,29 @@ class Frontend(Messages):
         """A guest reset, as the generic device shows it: the rings stop and come back new, with no message about it."""
         await self.stop()
         self.renew_queues()
+        self._drop_inflight()
         await self.start()
 
     async def reset_device(self) -> None:
         """RESET_DEVICE, which QEMU sends without asking for an ack; the driver starts from new rings."""
         await self.request(Request.RESET_DEVICE)
         self.renew_queues()
+        self._drop_inflight()
         await self.start()
+
+    async def share_inflight(self) -> None:
+        """GET_INFLIGHT_FD if there is no region yet, then SET_INFLIGHT_FD."""
+        value = {"size": 0, "offset": 0, "num_queues": len(self.queues), "queue_size": self.size}
+        if self.inflight is None:
+            answer = await self.request(Request.GET_INFLIGHT_FD, wire.INFLIGHT, value, reply=wire.INFLIGHT)
+            self.inflight = answer.size, self.reply_fds.pop()
+        value["size"] = self.inflight[0]
+        await self.request(Request.SET_INFLIGHT_FD, wire.INFLIGHT, value, fds=[self.inflight[1]], ack=True)
+
+    def _drop_inflight(self) -> None:
+        if self.inflight:
+            os.close(self.inflight[1])
+        self.inflight = None
 
     async def send_memory(self) -> None:
         """All of guest memory, once: with memory slots a message each, else one table."""
