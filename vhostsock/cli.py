@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import qemu
 from .errors import UsageError, VhostsockError
+from .probe import command as probe
 
 if TYPE_CHECKING:
     from .device import Device
@@ -46,7 +47,7 @@ class Served(NamedTuple):
 class Command(NamedTuple):
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]  # ValueError: the arguments do not go together
+    run: Callable[[argparse.Namespace], int | None]  # the exit status, None is 0. ValueError: the arguments do not go together
 
 
 def _make_rng(_options: argparse.Namespace) -> Device:
@@ -238,6 +239,7 @@ def _trace(options: argparse.Namespace) -> None:
 COMMANDS = {
     "serve": Command("serve a device to QEMU", _serve_arguments, _serve),
     "trace": Command("print a recorded session, one line a message", _trace_arguments, _trace),
+    "probe": Command("check any back-end against the vhost-user document", probe.add_arguments, probe.run),
     "qemu-args": Command(
         "print the QEMU arguments that attach a served device", qemu.add_arguments, lambda options: print(qemu.run(options))
     ),
@@ -264,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options = _parser().parse_args(argv)
     try:
-        COMMANDS[options.command].run(options)
+        return COMMANDS[options.command].run(options) or 0
     except ValueError as error:
         options.complain(str(error))
     except VhostsockError as error:
@@ -273,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(": ".join(str(part) for part in (error.filename, error.strerror or error) if part))
     except KeyboardInterrupt:  # before the signal handlers are there
         return _failed("interrupted")
-    return 0
+    raise AssertionError  # complain() does not return
 
 
 def _failed(text: str) -> int:

@@ -37,9 +37,10 @@ MAY_IMPORT = {
     "offload": {"errors", "_core", "memory", "ring", "proto", "device"},
     "vsock": {"errors", "_core", "memory", "ring", "proto", "device", "offload", "sockfile"},
     "testing": {"errors", "_core", "memory", "ring", "proto", "device", "recording", "server", "offload"},
+    "probe": {"errors", "memory", "ring", "proto", "recording", "trace", "testing"},
     "cli": {
         "errors", "_core", "memory", "ring", "proto", "device", "recording", "trace", "server", "devices", "offload", "vsock",
-        "qemu",
+        "qemu", "probe",
     },
     "__main__": {"cli"},
     "__init__": {"errors", "memory", "ring", "proto", "device", "server"},
