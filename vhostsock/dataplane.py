@@ -163,6 +163,8 @@ class DataPlane:
     def _flush(self) -> None:
         self._flush_due = False
         self._vring.flush()
+        if self._vring.broken:  # by a page that is not in the dirty log, say: the next run raises what it is
+            self._schedule()
         memory = self._queue.memory
         if memory and memory.poisoned:  # the handlers read zeros, or wrote into the void
             self._lost(FrontendError("the front-end truncated guest memory that is in use"))

@@ -231,7 +231,7 @@ bool vs_log_poisoned(const struct vs_log *log);
 static inline void vs_log_used(struct vs_vq *vq, uint64_t offset, uint64_t len)
 {
 	if (vs_unlikely(vq->log_ring))
-		vs_log_write(vq, vq->log_addr + offset, len);
+		vs_log_write(vq, vq->log_addr + offset < offset ? UINT64_MAX : vq->log_addr + offset, len);
 }
 
 /* add a guest buffer to c: 0, -EFAULT when a byte is not mapped, -E2BIG when it is in too many pieces, -ENOMEM */

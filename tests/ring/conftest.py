@@ -10,7 +10,7 @@ import pytest
 
 from vhostsock.ring import Vring
 from vhostsock.testing.driver import DriverQueue, GuestMemory
-from vhostsock.testing.packed import PackedQueue
+from vhostsock.testing.packed import FRESH_BASE, PackedQueue
 
 # on a test: run it on a split ring and on a packed one
 both_formats = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
@@ -48,11 +48,14 @@ class MakePair:
         base: int | None = None,
         event_idx: bool = True,
         indirect: bool = True,
+        in_order: bool = False,
         index: int = 1,
     ) -> Pair:
         memory = self._stack.enter_context(GuestMemory(*sizes))
-        start = {} if base is None else {"base": base}
-        queue = self._stack.enter_context(self._kind(memory, num, **start, event_idx=event_idx, indirect=indirect))
+        if base is None:
+            base = FRESH_BASE if self._kind is PackedQueue else 0
+        queue = self._kind(memory, num, base=base, event_idx=event_idx, indirect=indirect, in_order=in_order)
+        self._stack.enter_context(queue)
         vring = Vring(index)
         self._stack.callback(vring.close)
         queue.attach(vring)

@@ -43,6 +43,7 @@ __all__ = ["DeviceFault", "DriverQueue", "GuestMemory", "Region", "Request", "Ri
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
 F_VERSION_1 = 1 << 32
+F_IN_ORDER = 1 << 35
 
 DESC_NEXT, DESC_WRITE, DESC_INDIRECT = 1, 2, 4
 NO_INTERRUPT = 1  # avail.flags: the driver wants no calls
@@ -81,18 +82,28 @@ class DriverQueue:
     """The driver side of one split virtqueue of ``num`` descriptors in ``memory``.
 
     ``base`` is where the indices start, for wrap-around and for resumed rings. ``kick_fd``, ``call_fd`` and ``err_fd`` are
-    eventfds, non-blocking, closed by :meth:`close`. ``features`` are the ring features it uses, with VERSION_1.
+    eventfds, non-blocking, closed by :meth:`close`. ``features`` are the ring features it uses, with VERSION_1. ``in_order``:
+    a used element may stand for a batch of requests (2.7.9), and one out of order is a DeviceFault.
     """
 
     def __init__(
-        self, memory: GuestMemory, num: int = 256, *, base: int = 0, event_idx: bool = True, indirect: bool = True
+        self,
+        memory: GuestMemory,
+        num: int = 256,
+        *,
+        base: int = 0,
+        event_idx: bool = True,
+        indirect: bool = True,
+        in_order: bool = False,
     ) -> None:
         self.memory = memory
         self.num = num
         self.base = base
         self.event_idx = event_idx
         self.indirect = indirect
+        self.in_order = in_order
         self.features = F_VERSION_1 | (F_EVENT_IDX if event_idx else 0) | (F_INDIRECT_DESC if indirect else 0)
+        self.features |= F_IN_ORDER if in_order else 0
         self._pending: dict[int, Request] = {}
         self._make_ring()
         self.kick_fd = self.call_fd = self.err_fd = -1
@@ -244,12 +255,23 @@ class DriverQueue:
         lib.vs_mb()  # pairs with the device's release of used.idx: the elements are read after it (2.7.14)
         if (idx - self._used_next) % 65536 > len(self._pending):
             raise DeviceFault(f"used.idx moved from {self._used_next} to {idx} with {len(self._pending)} requests in flight")
-        done = []
+        done: list[Request] = []
         while self._used_next != idx:
             head, written = _ELEM.unpack(self.memory.read(self.used + 4 + 8 * (self._used_next % self.num), 8))
-            done.append(self._finish(f"used.ring[{self._used_next % self.num}]: head", head, written))
-            self._used_next = (self._used_next + 1) % 65536
+            batch = self._finish_batch(f"used.ring[{self._used_next % self.num}]: head", head, written)
+            if len(batch) > (idx - self._used_next) % 65536:
+                raise DeviceFault(f"used.idx is {idx}, in the middle of a batch of {len(batch)} from {self._used_next} on")
+            self._used_next = (self._used_next + len(batch)) % 65536
+            done += batch
         return done
+
+    def _finish_batch(self, where: str, name: int, written: int) -> list[Request]:
+        """What one used element stands for: with IN_ORDER all requests up to the one it names, the others written whole."""
+        done = []
+        if self.in_order and name in self._pending:
+            while (oldest := next(iter(self._pending.values()))).head != name:
+                done.append(self._finish(where, oldest.head, oldest.room))
+        return [*done, self._finish(where, name, written)]
 
     def _finish(self, where: str, head: int, written: int) -> Request:
         request = self._pending.pop(head, None)

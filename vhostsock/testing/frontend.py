@@ -32,6 +32,7 @@ from ..recording import Tap
 from ..server import Server
 from .channel import FrontendChannel, receive_exactly
 from .driver import DriverQueue, GuestMemory, Region
+from .memory import DirtyPages
 from .messages import TIMEOUT, Messages, Refused
 from .packed import PackedQueue
 
@@ -73,6 +74,7 @@ class Frontend(Messages):
 
     sent                every message so far as (name, header flags, payload size)
     inflight            (size, fd) of the region that the back-end tracks what is in flight in, if ``track`` and it does
+    log                 the dirty log, from ``start_log`` to ``stop_log``
     features            virtio bits that ``start`` acks: what is offered, within ``accept`` (~0 takes packed rings, too)
     offered             virtio bits of the back-end, after ``handshake``
     protocol_features   acked protocol bits, after ``handshake``
@@ -87,7 +89,7 @@ class Frontend(Messages):
         size: int = 64,
         memory: Sequence[int] = (1 << 22,),
         dialect: Dialect = QEMU_11_1,
-        accept: int = ~VirtioFeature.RING_PACKED,
+        accept: int = ~(VirtioFeature.RING_PACKED | VirtioFeature.LOG_ALL),
         config: bool = False,
         track: bool = False,
         protocol: int = 0,
@@ -108,6 +110,7 @@ class Frontend(Messages):
         self._more_protocol = ProtocolFeature(protocol) | (ProtocolFeature.CONFIG if config else ProtocolFeature(0))
         self._track = track
         self.inflight: tuple[int, int] | None = None
+        self.log: DirtyPages | None = None
         self._status = 0
         self._memory_sent = False
         self.queues: list[DriverQueue] = []
@@ -133,10 +136,12 @@ class Frontend(Messages):
             queue.close()
         self.memory.close()
         self._drop_inflight()
+        if self.log:
+            self.log.close()
 
     @property
     def features(self) -> int:
-        return self.offered & self._accept
+        return self.offered & (self._accept | VirtioFeature.LOG_ALL if self.log else self._accept)
 
     def renew_queues(self) -> None:
         """Forget the rings and make new ones elsewhere in memory, as a guest that boots again does."""
@@ -150,6 +155,7 @@ class Frontend(Messages):
                 self.size,
                 event_idx=bool(features & VirtioFeature.EVENT_IDX),
                 indirect=bool(features & VirtioFeature.INDIRECT_DESC),
+                in_order=bool(self.offered and features & VirtioFeature.IN_ORDER),
             )
             for _ in self.bases
         ]
@@ -337,6 +343,26 @@ class Frontend(Messages):
         value["size"] = self.inflight[0]
         await self.request(Request.SET_INFLIGHT_FD, wire.INFLIGHT, value, fds=[self.inflight[1]], ack=True)
 
+    async def start_log(self) -> DirtyPages:
+        """A migration begins, while the rings run: SET_LOG_BASE, LOG_ALL, and VRING_F_LOG for each ring. Returns the log."""
+        self.log = DirtyPages(self.memory)
+        value = {"size": self.log.size, "offset": 0}
+        assert not await self.request(Request.SET_LOG_BASE, wire.LOG, value, fds=[self.log.fd], reply=wire.U64)
+        await self._set_logging()
+        return self.log
+
+    async def stop_log(self) -> None:
+        """It ended, or failed. ``log`` is closed."""
+        log, self.log = self.log, None
+        await self._set_logging()
+        if log:
+            log.close()
+
+    async def _set_logging(self) -> None:
+        await self.request(Request.SET_FEATURES, wire.U64, self.features, ack=True)
+        for index in range(len(self.queues)):
+            await self.request(Request.SET_VRING_ADDR, wire.ADDRESS, self.address(index), ack=True)
+
     def _drop_inflight(self) -> None:
         if self.inflight:
             os.close(self.inflight[1])
@@ -371,7 +397,8 @@ class Frontend(Messages):
     def address(self, index: int) -> dict[str, int]:
         """The payload of SET_VRING_ADDR for a ring."""
         desc, avail, used = self.queues[index].addresses
-        return {"index": index, "flags": 0, "desc": desc, "used": used, "avail": avail, "log": 0}
+        flags, log = (1 if self.log else 0), self.queues[index].used
+        return {"index": index, "flags": flags, "desc": desc, "used": used, "avail": avail, "log": log}
 
     async def set_fd(self, request: Request, index: int, fd: int) -> None:
         """SET_VRING_KICK, CALL or ERR; fd -1: without one."""

@@ -1,4 +1,7 @@
-"""A guest's RAM without a guest: one memfd a region, an allocator, the address spaces of the guest and of the front-end."""
+"""A guest's RAM without a guest: one memfd a region, an allocator, the address spaces of the guest and of the front-end.
+
+And the dirty log of a migration of it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from types import TracebackType
 
 from vhostsock.memory import MemoryMap
 
-__all__ = ["GuestMemory", "Region"]
+__all__ = ["PAGE", "DirtyPages", "GuestMemory", "Region", "pages"]
+
+PAGE = 4096  # of a dirty log, whatever the host's pages are
 
 
 @dataclass(frozen=True)
@@ -131,3 +136,42 @@ class GuestMemory:
     def free(self, gpa: int, size: int) -> None:
         """Give back what ``alloc(size)`` returned."""
         self._free.setdefault(self._block(size), []).append(gpa)
+
+
+class DirtyPages:
+    """A dirty log as a front-end shares it: ``fd`` has ``size`` bytes, a bit for each page from guest-physical address 0 on."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        last = max(region.gpa + region.size for region in memory.regions)
+        self.size = ((last + PAGE - 1) // PAGE + 7) // 8
+        self.fd = os.memfd_create("vhostsock-log", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, self.size)
+            self._map = mmap.mmap(self.fd, self.size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def __enter__(self) -> DirtyPages:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap and close the file. May be called again."""
+        self._map.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def take(self) -> set[int]:
+        """The guest-physical addresses of the pages that are marked, which are not any more. Not while the device runs."""
+        marked = {8 * i + bit for i, byte in enumerate(self._map[:]) if byte for bit in range(8) if byte >> bit & 1}
+        self._map[:] = bytes(self.size)
+        return {PAGE * page for page in marked}
+
+
+def pages(gpa: int, size: int) -> set[int]:
+    """The addresses of the pages that ``size`` bytes at ``gpa`` are in."""
+    return set(range(gpa // PAGE * PAGE, gpa + size, PAGE))

@@ -33,9 +33,16 @@ class PackedQueue(DriverQueue):
     """As DriverQueue; ``num`` need not be a power of two. ``base``: place and wrap counter, in both halves."""
 
     def __init__(
-        self, memory: GuestMemory, num: int = 256, *, base: int = FRESH_BASE, event_idx: bool = True, indirect: bool = True
+        self,
+        memory: GuestMemory,
+        num: int = 256,
+        *,
+        base: int = FRESH_BASE,
+        event_idx: bool = True,
+        indirect: bool = True,
+        in_order: bool = False,
     ) -> None:
-        super().__init__(memory, num, base=base, event_idx=event_idx, indirect=indirect)
+        super().__init__(memory, num, base=base, event_idx=event_idx, indirect=indirect, in_order=in_order)
         self.features |= F_RING_PACKED
 
     def _make_ring(self) -> None:
@@ -114,11 +121,11 @@ class PackedQueue(DriverQueue):
             lib.vs_mb()  # pairs with the device's release of the flags: id and length are read after it (2.8.22)
             at = self._used_at
             _, written, name, _ = _DESC.unpack(self.memory.read(self.desc + 16 * at, 16))
-            request = self._finish(f"desc {at}: buffer id", name, written)
-            self._used_at += len(request._descs)
+            batch = self._finish_batch(f"desc {at}: buffer id", name, written)
+            self._used_at += sum(len(request._descs) for request in batch)
             if self._used_at >= self.num:
                 self._used_at, self._used_wrap = self._used_at - self.num, 1 - self._used_wrap
-            done.append(request)
+            done += batch
         if not self._pending and self._is_used():
             raise DeviceFault(f"desc {self._used_at} was used with no request in flight")
         return done
