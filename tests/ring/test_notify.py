@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.ring.conftest import MakePair, Pair
+from tests.ring.conftest import MakePair, Pair, both_formats
 from vhostsock.errors import DriverError, FrontendError
 from vhostsock.ring import Vring
+from vhostsock.testing.packed import PackedQueue
 
 
 def complete(pair: Pair, n: int = 1) -> bool:
@@ -32,6 +33,7 @@ def complete(pair: Pair, n: int = 1) -> bool:
 # Calls
 
 
+@both_formats
 def test_without_event_idx_the_flag_decides_on_the_call(make_pair: MakePair) -> None:
     pair = make_pair(event_idx=False)
     assert complete(pair)
@@ -61,6 +63,7 @@ def test_used_event_is_compared_modulo_2_16(make_pair: MakePair, base: int, even
     assert complete(pair, 5) == (2 <= event <= 6)
 
 
+@both_formats
 def test_nothing_pushed_calls_nobody(pair: Pair) -> None:
     assert not pair.vring.flush()
     assert complete(pair)
@@ -73,6 +76,7 @@ def test_with_event_idx_the_flag_is_ignored(pair: Pair) -> None:
     assert complete(pair)
 
 
+@both_formats
 def test_a_call_that_fell_due_without_an_fd_is_made_when_one_comes(pair: Pair) -> None:
     pair.vring.set_call(None)
     pair.queue.submit([b"x"])
@@ -84,6 +88,7 @@ def test_a_call_that_fell_due_without_an_fd_is_made_when_one_comes(pair: Pair) -
     assert not pair.queue.take_call()
 
 
+@both_formats
 def test_a_call_that_fell_due_without_an_fd_outlives_a_restart(pair: Pair) -> None:
     pair.vring.set_call(None)
     pair.queue.submit([b"x"])
@@ -94,6 +99,7 @@ def test_a_call_that_fell_due_without_an_fd_outlives_a_restart(pair: Pair) -> No
     assert pair.queue.take_call()
 
 
+@both_formats
 def test_the_call_fd_may_be_swapped_while_running(pair: Pair) -> None:
     other = os.eventfd(0, os.EFD_NONBLOCK)
     try:
@@ -142,24 +148,26 @@ def test_with_event_idx_kicks_come_only_after_enable(make_pair: MakePair, base: 
     assert pair.queue.take_kick()
 
 
+@both_formats
 def test_has_available_looks_and_does_not_touch(pair: Pair) -> None:
     assert not pair.vring.has_available
-    before = pair.memory.read(pair.queue.used, 134)
     pair.queue.submit([b"x"])
+    before = pair.memory.read(pair.queue.used, 134), pair.memory.read(pair.queue.desc, 16 * pair.queue.num)
     assert pair.vring.has_available
-    assert pair.memory.read(pair.queue.used, 134) == before
+    assert (pair.memory.read(pair.queue.used, 134), pair.memory.read(pair.queue.desc, 16 * pair.queue.num)) == before
     assert pair.vring.pop() is not None
     assert not pair.vring.has_available
 
 
+@both_formats
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_a_start_asks_for_kicks_whatever_the_last_run_left(make_pair: MakePair, event_idx: bool) -> None:
     pair = make_pair(event_idx=event_idx)
     pair.vring.disable_kick()
     pair.vring.stop()
-    pair.memory.write(pair.queue.used, b"\1\0")
+    if not isinstance(pair.queue, PackedQueue):
+        pair.memory.write(pair.queue.used, b"\1\0")
     pair.vring.start()
-    assert pair.queue.used_flags == 0
     pair.queue.submit([b"x"])
     assert pair.queue.take_kick()
 
@@ -187,6 +195,7 @@ def channel(request: pytest.FixtureRequest) -> Iterator[tuple[int, int, Callable
         os.close(fd)
 
 
+@both_formats
 def test_a_call_may_go_to_a_pipe_or_a_socket(pair: Pair, channel: tuple[int, int, Callable[[], None]]) -> None:
     r, w, _ = channel
     pair.vring.set_call(w)
@@ -195,6 +204,7 @@ def test_a_call_may_go_to_a_pipe_or_a_socket(pair: Pair, channel: tuple[int, int
     assert os.read(r, 64) == (1).to_bytes(8, "little")
 
 
+@both_formats
 def test_a_channel_that_nobody_reads_never_blocks(make_pair: MakePair, channel: tuple[int, int, Callable[[], None]]) -> None:
     pair = make_pair(event_idx=False)
     _, w, _ = channel
@@ -209,6 +219,7 @@ def test_a_channel_that_nobody_reads_never_blocks(make_pair: MakePair, channel: 
         pair.queue.collect()
 
 
+@both_formats
 def test_a_reader_that_is_gone_raises_no_sigpipe(pair: Pair, channel: tuple[int, int, Callable[[], None]]) -> None:
     _, w, close_reader = channel
     pair.vring.set_call(w)
@@ -224,6 +235,7 @@ def test_a_reader_that_is_gone_raises_no_sigpipe(pair: Pair, channel: tuple[int,
     assert pair.queue.wait()
 
 
+@both_formats
 def test_a_saturated_eventfd_does_not_block(pair: Pair) -> None:
     blocking = os.eventfd((1 << 32) - 1)
     try:
@@ -236,6 +248,7 @@ def test_a_saturated_eventfd_does_not_block(pair: Pair) -> None:
         os.close(blocking)
 
 
+@both_formats
 def test_the_fds_stay_the_callers_and_ours_are_closed(pair: Pair) -> None:
     before = set(os.listdir("/proc/self/fd"))
     fd = os.eventfd(0)
@@ -248,6 +261,7 @@ def test_the_fds_stay_the_callers_and_ours_are_closed(pair: Pair) -> None:
     assert len(before) == len(os.listdir("/proc/self/fd")) + 2  # both ends of the fixture's were let go
 
 
+@both_formats
 @pytest.mark.parametrize("which", ["call", "error"])
 def test_an_fd_that_cannot_carry_calls_is_refused(pair: Pair, which: str) -> None:
     setter = pair.vring.set_call if which == "call" else pair.vring.set_err
@@ -256,10 +270,12 @@ def test_an_fd_that_cannot_carry_calls_is_refused(pair: Pair, which: str) -> Non
     with pytest.raises(FrontendError, match=f"{which} fd: Bad file descriptor"):
         setter(1 << 20)
     # and the old one still works
-    pair.queue.offer(99 if which == "error" else pair.queue.add([b"x"]).head)
+    if which == "error":
+        pair.queue.offer_chain((0, 1, 0))
+    else:
+        pair.queue.add([b"x"])
     pair.queue.publish()
     if which == "call":
-        pair.queue.memory.write(pair.queue.avail + 2, b"\x01\0")
         pair.echo_all()
         assert pair.queue.take_call()
     else:
@@ -268,9 +284,10 @@ def test_an_fd_that_cannot_carry_calls_is_refused(pair: Pair, which: str) -> Non
         assert os.eventfd_read(pair.queue.err_fd) == 1
 
 
+@both_formats
 def test_an_error_fd_that_comes_late_is_told(pair: Pair) -> None:
     pair.vring.set_err(None)
-    pair.queue.offer(99)
+    pair.queue.offer_chain((0, 1, 0))
     pair.queue.publish()
     with pytest.raises(DriverError):
         pair.vring.pop()

@@ -33,7 +33,7 @@ def base(avail: int, avail_wrap: int, used: int, used_wrap: int) -> int:
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_a_ring_of_any_size_goes_round(make_pair: MakePair, num: int, event_idx: bool) -> None:
     pair = make_pair(num, sizes=(8 << 20,), event_idx=event_idx)
-    for lap in range(3):
+    for lap in range(3 if num <= 100 else 1):
         requests = [pair.queue.add([b"%d.%d" % (lap, i)], [12], indirect=True) for i in range(num)]
         pair.queue.publish()
         assert pair.queue.kick()
@@ -41,7 +41,7 @@ def test_a_ring_of_any_size_goes_round(make_pair: MakePair, num: int, event_idx:
         assert not pair.vring.enable_kick()
         assert pair.queue.wait(num) == requests
         assert [r.data for r in requests] == [b"%d.%d" % (lap, i) for i in range(num)]
-    assert pair.vring.stop() == base(0, 0, 0, 0)  # three laps flip each counter three times
+    assert pair.vring.stop() == base(0, 0, 0, 0)  # an odd number of laps
 
 
 # The base

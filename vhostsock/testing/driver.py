@@ -356,6 +356,20 @@ class DriverQueue:
         """Overwrite descriptor ``index`` of the table."""
         self.memory.write(self.desc + 16 * index, _DESC.pack(addr, size, flags, next))
 
+    def offer_chain(self, *buffers: tuple[int, int, int]) -> int:
+        """Put a chain of (gpa, size, flags) into the ring, a descriptor each, with NEXT between them. Its head, or buffer id.
+
+        The device sees it after publish(). Nobody remembers it: collect() does not expect it back.
+        """
+        return self._link(list(buffers))[0]
+
+    def make_table(self, *buffers: tuple[int, int, int]) -> tuple[int, int, int]:
+        """An indirect table of them in guest memory; a buffer for offer_chain() that refers to it."""
+        entries = [self._table_entry(i, len(buffers), *buffer) for i, buffer in enumerate(buffers)]
+        gpa = self.memory.alloc(16 * len(entries))
+        self.memory.write(gpa, b"".join(entries))
+        return gpa, 16 * len(entries), DESC_INDIRECT
+
     def offer(self, head: int) -> None:
         """Put ``head`` into the available ring; the device sees it after publish()."""
         self._store(self.avail + 4 + 2 * (self._avail_next % self.num), head)
