@@ -112,6 +112,7 @@ def _vsock_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guest-cid", type=int, default=3, metavar="N", help="the guest's context id (default: 3)")
     parser.add_argument("--uds-path", metavar="PATH",
                         help="the guest reaches PATH_<port>; clients of PATH say 'CONNECT <port>'")  # fmt: skip
+    parser.add_argument("--seqpacket-path", metavar="PATH", help="listen there, too, for clients with SOCK_SEQPACKET")
     parser.add_argument("--forward", action="append", default=[], metavar="PORT=URI",
                         help="where connections to PORT of the host lead: tcp://a.b.c.d:port, tcp6://address/port or"
                         " unix:///path. Repeatable")  # fmt: skip

@@ -49,7 +49,7 @@ bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt)
 	return true;
 }
 
-static uint32_t window(const struct vse_flow *f)
+uint32_t vse_stream_window(const struct vse_flow *f)
 {
 	uint32_t used = f->tx_cnt - f->peer_fwd;
 
@@ -60,17 +60,19 @@ static bool update_due(const struct vse_flow *f)
 {
 	uint32_t freed = f->fwd_cnt - f->told;
 
-	return freed && freed >= f->buf_alloc / 2;
+	return freed && (freed >= f->buf_alloc / 2 || f->partial);
 }
 
 /* --------------------------------------------------------------------------------------------------------- to the host */
 
 /* the write side met an error: what is readable still goes to the guest, then RESET */
-static void host_failed(struct vse_flow *f, int error)
+void vse_stream_failed(struct vse_flow *f, int error)
 {
 	if (!f->error)
 		f->error = (uint32_t)error;
-	f->fwd_cnt += f->wlen;
+	f->fwd_cnt += f->seq ? f->held : f->wlen;
+	f->held = f->empties = 0;
+	f->partial = false;
 	vse_stream_free_wbuf(f);
 	f->readable = f->hup = true;
 	vse_flow_run(f);
@@ -93,7 +95,7 @@ static size_t host_send(struct vse_flow *f, struct iovec *iov, int cnt)
 			f->writable = false;
 			/* EFAULT: the guest's memory is gone; the ring learns it from its own access */
 			if (errno != EAGAIN)
-				host_failed(f, errno);
+				vse_stream_failed(f, errno);
 			break;
 		}
 		done += (size_t)n;
@@ -175,7 +177,9 @@ static void send_fin(struct vse_flow *f)
 
 static void wbuf_send(struct vse_flow *f)
 {
-	while (f->wlen && f->writable) {
+	if (f->seq)
+		vse_seq_send(f);
+	while (!f->seq && f->wlen && f->writable) {
 		uint32_t first = MIN(f->wlen, f->wcap - f->whead);
 		struct iovec iov[2] = { { f->wbuf + f->whead, first }, { f->wbuf, f->wlen - first } };
 		uint32_t n = (uint32_t)host_send(f, iov, iov[1].iov_len ? 2 : 1);
@@ -198,13 +202,19 @@ static void wbuf_send(struct vse_flow *f)
 	}
 }
 
-void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total)
+void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total, bool last)
 {
 	size_t done = 0;
 
 	f->rx_cnt += (uint32_t)total;
 	if (f->shut & VSE_SHUT_SEND || f->rx_cnt - f->told > f->buf_alloc) {
 		vse_flow_reset(f, EPROTO);
+		return;
+	}
+	if (f->seq && !f->error) {
+		vse_seq_data(f, iov, cnt, total, last);
+		if (f->state == ST_STREAM && update_due(f))
+			vse_flow_run(f);
 		return;
 	}
 	if (!f->error && !f->wlen)
@@ -241,6 +251,10 @@ void vse_stream_shutdown(struct vse_flow *f, uint32_t how)
 		vse_flow_reset(f, EPROTO);
 		return;
 	}
+	if (how & VSE_SHUT_SEND && f->partial) {
+		vse_flow_reset(f, EPROTO);	/* the rest of a message never comes */
+		return;
+	}
 	f->shut |= how;
 	if (f->state != ST_STREAM)
 		return;			/* NEW: vse_stream_begin() comes back to it */
@@ -253,6 +267,8 @@ void vse_stream_shutdown(struct vse_flow *f, uint32_t how)
 
 void vse_stream_begin(struct vse_flow *f)
 {
+	if (f->seq)
+		vse_seq_begin(f);
 	f->writable = true;		/* a socket that is not says EAGAIN; whether it is readable epoll says at once */
 	send_fin(f);
 }
@@ -265,7 +281,7 @@ static void host_eof(struct vse_flow *f)
 }
 
 /* read and forget: the guest shut down its receiving side */
-static ssize_t host_discard(struct vse_flow *f)
+ssize_t vse_stream_drop(struct vse_flow *f)
 {
 	ssize_t n = recv(f->fd, f->pair->e->scratch, VSE_SCRATCH, MSG_DONTWAIT);
 
@@ -301,7 +317,7 @@ static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
 		return n;
 	}
 	*full = (size_t)n == total;
-	e->dialect->data(f, &h, (uint32_t)n);
+	e->dialect->data(f, &h, (uint32_t)n, false);
 	f->told = f->fwd_cnt;
 	vse_rx_put(p, c, &h, (uint32_t)n);
 	f->tx_cnt += (uint32_t)n;
@@ -320,7 +336,7 @@ static ssize_t host_peek(struct vse_flow *f)
 }
 
 /* after a read that gave no data: the end of the stream, its error, or nothing now */
-static void host_quiet(struct vse_flow *f, ssize_t rc)
+void vse_stream_quiet(struct vse_flow *f, ssize_t rc)
 {
 	if (rc == -EINTR)
 		return;
@@ -333,33 +349,33 @@ static void host_quiet(struct vse_flow *f, ssize_t rc)
 		vse_flow_reset(f, (uint32_t)-rc);
 }
 
-enum vse_turn vse_stream_turn(struct vse_flow *f)
+static enum vse_turn read_turn(struct vse_flow *f)
 {
 	int64_t budget = VSE_TURN_BYTES;
 	bool full = false;
 
 	for (int msgs = 0; f->state == ST_STREAM && f->readable && !f->host_eof; msgs++) {
 		bool discard = f->shut & VSE_SHUT_RECV;
-		uint32_t limit = MIN(window(f), f->pair->e->max_payload);
+		uint32_t limit = MIN(vse_stream_window(f), f->pair->e->max_payload);
 		ssize_t n;
 
 		if (budget <= 0 || msgs == VSE_TURN_MSGS)
 			return TURN_AGAIN;
 		if (discard) {
-			n = host_discard(f);
+			n = vse_stream_drop(f);
 			full = n == VSE_SCRATCH;
 		} else if (limit) {
 			n = host_read(f, limit, &full);
 			if (n == -ENOSPC)
 				return TURN_STARVED;
 		} else if ((f->hup || f->error) && (n = host_peek(f)) <= 0) {
-			host_quiet(f, n);
+			vse_stream_quiet(f, n);
 			break;
 		} else {
 			break;		/* CREDIT puts it on the queue again */
 		}
 		if (n <= 0) {
-			host_quiet(f, n);
+			vse_stream_quiet(f, n);
 			continue;
 		}
 		budget -= n;
@@ -367,6 +383,15 @@ enum vse_turn vse_stream_turn(struct vse_flow *f)
 		if (!full && !f->hup && !f->error)
 			f->readable = false;
 	}
+	return TURN_DONE;
+}
+
+enum vse_turn vse_stream_turn(struct vse_flow *f)
+{
+	enum vse_turn rc = f->seq ? vse_seq_turn(f) : read_turn(f);
+
+	if (rc != TURN_DONE)
+		return rc;
 	if (f->state == ST_STREAM && f->error && f->host_eof)
 		vse_flow_reset(f, f->error);
 	if (f->state == ST_STREAM && update_due(f)) {
@@ -383,7 +408,7 @@ void vse_stream_discard(struct vse_flow *f)
 {
 	if (f->host_eof)
 		return;
-	for (int i = 0; i < DISCARD_ROUNDS && host_discard(f) > 0; i++)
+	for (int i = 0; i < DISCARD_ROUNDS && vse_stream_drop(f) > 0; i++)
 		;
 }
 

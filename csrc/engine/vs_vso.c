@@ -75,7 +75,7 @@ static uint32_t payload_len(const union vse_hdr *hdr)
 	return hdr->vso.len;
 }
 
-static void say_data(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len)
+static void say_data(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len, bool last)
 {
 	hdr->vso = vse_vso_hdr(f, VSO_DATA, 0, len);
 }
@@ -350,7 +350,7 @@ static int data_run(struct vse_pair *p, int first, int n)
 		total += vse_payload_iov(e->batch[i], false, sizeof(*h), e->hdrs[i].vso.len, e->iov + iovs, &cnt);
 		iovs += cnt;
 	}
-	vse_stream_data(f, e->iov, iovs, total);
+	vse_stream_data(f, e->iov, iovs, total, false);
 	return i - first;
 }
 

@@ -71,9 +71,9 @@ static uint32_t payload_len(const union vse_hdr *hdr)
 	return hdr->vsock.len;
 }
 
-static void say_data(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len)
+static void say_data(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len, bool last)
 {
-	hdr->vsock = hdr_of(f, VSK_OP_RW, 0, len);
+	hdr->vsock = hdr_of(f, VSK_OP_RW, last ? VSK_SEQ_EOM : 0, len);
 }
 
 static void say_credit(struct vse_flow *f)
@@ -240,7 +240,7 @@ static int data_run(struct vse_pair *p, int first, int n)
 		return 1;
 	for (i = first; i < n; i++) {
 		next = &e->hdrs[i].vsock;
-		if (i > first && (next->op != VSK_OP_RW || !same_flow(next, h) || iovs + e->batch[i]->n_out > VSE_IOV))
+		if (i > first && (f->seq || next->op != VSK_OP_RW || !same_flow(next, h) || iovs + e->batch[i]->n_out > VSE_IOV))
 			break;
 		if (i > first && !vse_stream_credit(f, next->buf_alloc, next->fwd_cnt))
 			return i - first + 1;
@@ -252,7 +252,7 @@ static int data_run(struct vse_pair *p, int first, int n)
 			return i - first + 1;
 		}
 	}
-	vse_stream_data(f, e->iov, iovs, total);
+	vse_stream_data(f, e->iov, iovs, total, h->flags & VSK_SEQ_EOM);
 	return i - first;
 }
 
@@ -329,7 +329,7 @@ int vse_call(struct vse_engine *e, int fd, uint32_t guest_port, bool greet, uint
 		rc = -EOPNOTSUPP;
 	else if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) || fl < 0 || fcntl(fd, F_SETFL, fl | O_NONBLOCK))
 		rc = -errno;
-	else if (type != SOCK_STREAM)
+	else if (type != SOCK_STREAM && type != SOCK_SEQPACKET)
 		rc = -EPROTOTYPE;
 	else if (!p->rx.vq || p->rx.broken || !p->tx.vq || p->tx.broken)
 		rc = -ENOTCONN;		/* no driver that could answer */
@@ -343,6 +343,7 @@ int vse_call(struct vse_engine *e, int fd, uint32_t guest_port, bool greet, uint
 		f->fd = fd;
 		f->state = ST_CALLING;
 		f->counted = true;
+		f->seq = type == SOCK_SEQPACKET;
 		f->greet = greet;
 		*handle = f->handle;
 		say(f, VSK_OP_REQUEST, 0);

@@ -8,6 +8,7 @@
  *	vs_out.c	chains to the driver, the queue of what found none, the flows' turns
  *	vs_flow.c	flow table, life and death of a flow, the answers of Python
  *	vs_stream.c	bytes of stream flows both ways, half-close, errors, lingering
+ *	vs_seqpkt.c	messages of seqpacket flows both ways
  *
  * The offload protocol (vso_abi.h):
  *
@@ -121,13 +122,18 @@ struct vse_flow {
 	uint32_t buf_alloc, rx_cnt, fwd_cnt, told, dropped;
 	uint8_t *wbuf;			/* ring buffer of wcap bytes, NULL when empty */
 	uint32_t wcap, whead, wlen;
+	uint32_t part;			/* seq: bytes of the incomplete message at the end of wbuf */
+	uint32_t empties;		/* seq: empty messages in wbuf */
+	bool partial;			/* seq: there is one */
 	uint64_t linger_until;
 
 	/* to the guest: bytes (or connections, when listening) sent, and the driver's window */
 	uint32_t tx_cnt, peer_alloc, peer_fwd;
+	uint8_t *rmsg;			/* seq: a message of rlen bytes, of which rat were sent */
+	uint32_t rlen, rat;
 
 	struct vse_destq dests;		/* most recently used first */
-	uint32_t ndests, nasked, held;
+	uint32_t ndests, nasked, held;	/* held: bytes of datagrams, or of the messages (seq) in wbuf */
 
 	uint64_t to_host, to_guest;
 };
@@ -174,7 +180,8 @@ struct vse_dialect {
 
 	/* to the driver */
 	uint32_t (*payload_len)(const union vse_hdr *hdr);
-	void (*data)(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len);	/* the header of len bytes of the stream */
+	/* the header of len bytes; last: a message ends with them (seq) */
+	void (*data)(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len, bool last);
 	void (*credit)(struct vse_flow *f);			/* the window of the flow moved */
 	void (*eof)(struct vse_flow *f);			/* the host sends no more */
 	void (*reset)(struct vse_flow *f, uint32_t error);	/* the host side is dead; f->state is ST_DEAD already */
@@ -268,16 +275,27 @@ void vse_flows_forget(struct vse_engine *e, bool linger_too);	/* every flow, no 
 
 /* vs_stream.c */
 void vse_stream_begin(struct vse_flow *f);
-void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total);
+void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total, bool last);
 void vse_stream_shutdown(struct vse_flow *f, uint32_t how);
 bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt);	/* false: nonsense, the flow was reset */
 void vse_stream_ready(struct vse_flow *f, uint32_t events);
 void vse_stream_free_wbuf(struct vse_flow *f);
 void vse_stream_discard(struct vse_flow *f);	/* what is unread at the host, so that close() sends FIN and not RST */
+uint32_t vse_stream_window(const struct vse_flow *f);	/* bytes that the driver takes now */
+void vse_stream_failed(struct vse_flow *f, int error);	/* the write side met an error */
+void vse_stream_quiet(struct vse_flow *f, ssize_t rc);	/* a read gave no data, but rc: 0 or -errno */
+ssize_t vse_stream_drop(struct vse_flow *f);	/* read and forget; bytes or -errno */
 void vse_linger_expire(struct vse_engine *e, uint64_t now);
 /* a turn of a flow on the run queue: done (take it off), again (to the tail), or starved of chains (leave it) */
 enum vse_turn { TURN_DONE, TURN_AGAIN, TURN_STARVED };
 enum vse_turn vse_stream_turn(struct vse_flow *f);
+
+/* vs_seqpkt.c */
+void vse_seq_begin(struct vse_flow *f);
+void vse_seq_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total, bool eom);
+void vse_seq_send(struct vse_flow *f);		/* what is whole in wbuf */
+enum vse_turn vse_seq_turn(struct vse_flow *f);
+void vse_seq_free(struct vse_flow *f);
 
 /* vs_vso.c */
 struct vso_hdr vse_vso_hdr(const struct vse_flow *f, uint32_t type, uint32_t arg, uint32_t len);	/* with the credit fields */

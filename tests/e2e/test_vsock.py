@@ -63,6 +63,10 @@ def test_programs_of_the_guest_get_what_they_may_rely_on(site: VsockSite) -> Non
         assert sum(map(len, iter(lambda: sock.recv(10000), b""))) == 200000
 
 
+def test_messages_keep_their_bounds(site: VsockSite) -> None:
+    assert site.check("seqpacket").count("ok ") == 3
+
+
 def test_host_reaches_a_listener_of_the_guest(site: VsockSite) -> None:
     with echo_in_guest(site, 1234):
         with site.connect(1234) as sock:
@@ -122,6 +126,7 @@ def test_reboot_ends_every_connection_and_the_new_system_starts_afresh(site: Vso
 def test_on_qemu_of_another_suite(vsock_initramfs: str, tmp_path: Path, suite: str) -> None:
     with vsock_site(tmp_path, vsock_initramfs, "--qemu", script("fetch-qemu", suite)) as site:
         site.check("stream")
+        site.check("seqpacket")
         with echo_in_guest(site, 1234), site.connect(1234) as sock:
             assert echoes(sock, os.urandom(1 << 20))
         site.vm.reset()

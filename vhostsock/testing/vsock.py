@@ -167,6 +167,8 @@ class Connection:
         if self.messages:
             message = self.messages.popleft()
             self._forwarded(len(message))
+            if self.told != self.fwd_cnt and not (self.reset or self.closing):
+                self.tell_credit()  # as Linux after every message: the rest of the next one may wait for it
             return message
         if self.reset and not self.eof:
             raise _reset()

@@ -13,7 +13,7 @@ __all__ = ["make_device"]
 def make_device(options: argparse.Namespace) -> VsockDevice:
     """The device of these options. ValueError for a wrong one."""
     return VsockDevice(
-        options.guest_cid, name=options.name, uds_path=options.uds_path,
+        options.guest_cid, name=options.name, uds_path=options.uds_path, seqpacket_path=options.seqpacket_path,
         forwards=dict(_forward(text) for text in options.forward), publish=dict(_publish(text) for text in options.publish),
     )  # fmt: skip
 

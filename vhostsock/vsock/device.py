@@ -63,6 +63,7 @@ class VsockDevice(EngineDevice):
     guest_cid        the guest's context id, 3 or more
     uds_path         a connection of the guest to port P goes to the Unix socket ``<uds_path>_<P>``; and on ``uds_path`` itself
                      the device listens for connections of the host (host.py says how a client names the guest's port)
+    seqpacket_path   listen there, too, for clients with SOCK_SEQPACKET; messages keep their bounds, in both directions
     forwards         where ports of the host lead to instead: URIs (tcp://, tcp6://, unix://), Handler objects, or
                      ``async def f(reader, writer, request)``
     publish          listening addresses of the host (URIs, port 0: any) that lead to ports of the guest
@@ -79,13 +80,13 @@ class VsockDevice(EngineDevice):
 
     virtio_id: ClassVar[int] = 19
     num_queues = 3  # rx, tx, event; vhost-user-vsock keeps the last one to itself
-    features = 1 << lib.VSK_F_STREAM
+    features = 1 << lib.VSK_F_STREAM | 1 << lib.VSK_F_SEQPACKET
 
     def __init__(
         self, guest_cid: int, *, uds_path: str | os.PathLike[str] | None = None,
-        forwards: Mapping[int, Target] | None = None, publish: Mapping[str, int] | None = None, name: str = "guest",
-        connect_timeout: float = 10.0, max_flows: int = 4096, max_pending: int = 1024, buffer: int = 256 << 10,
-        buffers: int = 64 << 20,
+        seqpacket_path: str | os.PathLike[str] | None = None, forwards: Mapping[int, Target] | None = None,
+        publish: Mapping[str, int] | None = None, name: str = "guest", connect_timeout: float = 10.0, max_flows: int = 4096,
+        max_pending: int = 1024, buffer: int = 256 << 10, buffers: int = 64 << 20,
     ) -> None:  # fmt: skip
         limits = {"pairs": 1, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers, "guest_cid": guest_cid}
         if not CID_HOST < guest_cid < 0xFFFFFFFF:
@@ -94,7 +95,11 @@ class VsockDevice(EngineDevice):
         self.config = CONFIG.build({"guest_cid": guest_cid})
         self._cid = guest_cid
         self._uds_path = None if uds_path is None else os.path.abspath(uds_path)
-        self._doors = _doors(self._uds_path, publish or {})
+        self._doors = [
+            *([(_path("uds_path", self._uds_path), socket.SOCK_STREAM, None)] if self._uds_path else []),
+            *([(_path("seqpacket_path", seqpacket_path), socket.SOCK_SEQPACKET, None)] if seqpacket_path else []),
+            *((_uri(address), socket.SOCK_STREAM, _port(port)) for address, port in (publish or {}).items()),
+        ]
         self._forwards = {_port(port): _handler(target) for port, target in (forwards or {}).items()}
         self._connect_timeout = connect_timeout
         self._max_pending = max_pending
@@ -162,6 +167,10 @@ class VsockDevice(EngineDevice):
         flow = _Flow(f"{header.src_port} -> {header.dst_port}")
         kind = socket.SOCK_SEQPACKET if header.type == lib.VSK_TYPE_SEQPACKET else socket.SOCK_STREAM
         route = self._route(header.dst_port)
+        if kind == socket.SOCK_SEQPACKET and not self.acked_features >> lib.VSK_F_SEQPACKET & 1:
+            self._say(flow.ports, "refused: seqpackets were not negotiated", level=logging.WARNING)
+            self._refuse(event.handle)
+            return
         if route is None:
             self._say(flow.ports, "refused: nothing leads from there")
             self._refuse(event.handle)
@@ -314,15 +323,11 @@ def _handler(target: Target) -> tuple[Handler, InetURI | UnixURI | None]:
     return (target if hasattr(target, "connect") else InProcessHandler(target)), None
 
 
-def _doors(
-    uds_path: str | None, publish: Mapping[str, int]
-) -> list[tuple[InetURI | UnixURI, socket.SocketKind, int | None]]:  # fmt: skip
-    doors: list[tuple[InetURI | UnixURI, socket.SocketKind, int | None]] = []
-    if uds_path is not None:
-        if len(os.fsencode(uds_path)) + len("_4294967295") > UNIX_PATH_MAX:
-            raise UsageError(f"uds_path {uds_path}: too long for the name of a socket with a port behind it")
-        if not os.path.isdir(os.path.dirname(uds_path)):
-            raise UsageError(f"uds_path {uds_path}: there is no such folder")
-        doors.append((UnixURI(uds_path), socket.SOCK_STREAM, None))
-    doors += [(_uri(address), socket.SOCK_STREAM, _port(port)) for address, port in publish.items()]
-    return doors
+def _path(what: str, path: str | os.PathLike[str]) -> UnixURI:
+    """Where to listen. UsageError when that can never be, or ``<path>_<port>`` cannot."""
+    absolute = os.path.abspath(path)
+    if len(os.fsencode(absolute)) + len("_4294967295") > UNIX_PATH_MAX:
+        raise UsageError(f"{what} {absolute}: too long for the name of a socket with a port behind it")
+    if not os.path.isdir(os.path.dirname(absolute)):
+        raise UsageError(f"{what} {absolute}: there is no such folder")
+    return UnixURI(absolute)
