@@ -44,6 +44,14 @@ def initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
     return whole_initramfs(tmp_path_factory.mktemp("initramfs"))
 
 
+@pytest.fixture(scope="session")
+def disk_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Busybox, stock modules, and the program that loads a disk."""
+    script("fetch-qemu")
+    out = tmp_path_factory.mktemp("initramfs") / "disk.cpio"
+    return script("mkinitramfs", "--program", str(HERE / "guest" / "disk_load.c"), "-o", str(out))
+
+
 @pytest.fixture(autouse=True)
 def guest_kernel_does_not_complain() -> Iterator[None]:
     """Fail a test in whose time the kernel of a guest said BUG, Oops, WARNING, panic or the like."""

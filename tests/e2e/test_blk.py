@@ -3,62 +3,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.vm import Backend, Vm, script, wait_until
+from tests.e2e.disk import KNOWN, SIZE, Disk, Load, new_image
+from tests.e2e.vm import Backend, Vm, wait_until
 
-HERE = Path(__file__).resolve().parent
-SIZE = 32 << 20
-KNOWN = 8 << 20  # bytes at the start of the image that the host has written
-FEATURES = {"packed": 34, "flush": 9, "discard": 13, "write zeroes": 14, "multi-queue": 12}
-
-
-@pytest.fixture(scope="session")
-def disk_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Busybox, stock modules, and the program that loads a disk."""
-    script("fetch-qemu")
-    out = tmp_path_factory.mktemp("initramfs") / "disk.cpio"
-    return script("mkinitramfs", "--program", str(HERE / "guest" / "disk_load.c"), "-o", str(out))
-
-
-class Disk:
-    """An image, the back-end that serves it, and a guest that has it as /dev/vda."""
-
-    def __init__(self, image: Path, backend: Backend, vm: Vm) -> None:
-        self.image = image
-        self.backend = backend
-        self.vm = vm
-
-    def feature(self, name: str) -> bool:
-        features = self.vm.run("cat /sys/bus/virtio/drivers/virtio_blk/virtio*/features").text  # a digit a bit, bit 0 first
-        return features[FEATURES[name]] == "1"
-
-    def sectors(self) -> int:
-        return int(self.vm.run("cat /sys/block/vda/size").text)
-
-    def check(self) -> None:
-        """The guest reads what the host has, and the host what the guest wrote."""
-        want = hashlib.sha256(self.image.read_bytes()[:KNOWN]).hexdigest()
-        assert self.vm.run("dd if=/dev/vda iflag=direct bs=1M count=8 2>/dev/null | sha256sum").text.split()[0] == want
-        data = random.randbytes(1 << 20)
-        self.vm.run("dd of=/dev/vda oflag=direct iflag=fullblock bs=256k seek=100 2>/dev/null", input=data)
-        assert self.image.read_bytes()[25 << 20 :][: 1 << 20] == data
-
-
-def new_image(path: Path) -> Path:
-    path.write_bytes(random.randbytes(KNOWN))
-    os.truncate(path, SIZE)
-    return path
-
-
-NewDisk = Callable[..., Disk]
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: (options of serve, options of boot)
     "split": ((), ()),
@@ -113,28 +67,11 @@ def test_discard_in_the_guest_frees_space_here(disk: Disk) -> None:
 
 
 def test_load_from_many_threads_is_right_over_pauses(disk: Disk) -> None:
-    with load(disk.vm):
+    with Load(disk.vm):
         for _ in range(5):
             disk.vm.pause()
             disk.vm.resume()
             disk.vm.run("true")
-
-
-class load:
-    """disk_load runs in the guest within the block, and must have found every byte right at its end."""
-
-    def __init__(self, vm: Vm, threads: int = 8) -> None:
-        self.vm = vm
-        vm.run("rm -f /tmp/stop")
-        self.command = vm.start(f"disk_load /dev/vda {threads} /tmp/stop", timeout=200)
-
-    def __enter__(self) -> load:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: object) -> None:
-        self.vm.run("touch /tmp/stop", check=kind is None)
-        if kind is None:
-            assert self.command.wait().text.startswith("good: ")
 
 
 def test_the_guest_sees_a_disk_that_grows(disk: Disk) -> None:

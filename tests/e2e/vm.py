@@ -154,7 +154,8 @@ class Vm(Program):
 
     live: list[Vm] = []  # noqa: RUF012  # those whose consoles are watched
 
-    def __init__(self, folder: Path, initramfs: str, *options: str | Path) -> None:
+    def __init__(self, folder: Path, initramfs: str, *options: str | Path, boots: bool = True) -> None:
+        """``boots``: wait for the guest; otherwise it is one that waits for a migration."""
         self.console = folder / "console.log"
         self._seen = 0
         agent, qmp = folder / "agent.sock", folder / "qmp.sock"
@@ -164,7 +165,8 @@ class Vm(Program):
         try:
             self.qmp = Qmp(qmp)
             self.guest = Guest(str(agent))
-            self.run("true", timeout=WITHIN)
+            if boots:
+                self.run("true", timeout=WITHIN)
         except BaseException as error:
             self.close()
             raise AssertionError(f"the guest does not boot:\n{self.log.read_text()}\n{self.console_text()[-3000:]}") from error

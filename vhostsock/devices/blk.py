@@ -55,7 +55,10 @@ MAX_SEGMENTS = 16  # ranges in a DISCARD or WRITE_ZEROES
 MAX_DISCARD = 1 << 22  # sectors a range: 2 GiB, one system call that moves no data
 MAX_ZEROES = 1 << 17  # sectors a range: 64 MiB, since a file that knows no holes has it written out
 QUEUES_MAX = 256
-COUNTS = ("reads", "read_bytes", "writes", "written_bytes", "flushes", "discards", "zeroes", "ids", "errors", "unsupported")
+COUNTS = (
+    "reads", "read_bytes", "writes", "written_bytes", "flushes", "discards", "zeroes", "ids", "errors", "unsupported",
+    "again",  # requests of any kind that had been under way before, in a process that died
+)  # fmt: skip
 
 
 class _Request:
@@ -93,6 +96,8 @@ class Blk(Device):
 
     virtio_id = 2
     packed = True
+    inflight = True  # what was under way when the process died is carried out again, which leaves the disk as once does
+    migratable = True
 
     def __init__(
         self,
@@ -192,6 +197,8 @@ class Blk(Device):
             await self._progress.wait()
         late.cancel()
 
+    queue_suspending = queue_draining  # no job can be cancelled, and one that runs on would write into guest memory
+
     def report(self) -> None:
         figures = " ".join(f"{name}={self.counts[name]}" for name in COUNTS)
         log.info("stats name=blk capacity=%d under_way=%d %s", self.capacity, sum(self._under_way), figures)
@@ -216,6 +223,7 @@ class Blk(Device):
         chain = request.chain
         if not chain.writable:
             raise DriverError("a request has no room for its status", vring=request.queue.index)
+        self.counts["again"] += chain.again
         header = chain.read(HEADER.size)
         if len(header) < HEADER.size:
             raise RequestError(f"the header has {len(header)} bytes, not {HEADER.size}", status=S_IOERR)

@@ -11,6 +11,8 @@
  *	read	1 to 16 blocks into a buffer of a pool, and compare
  *	look	compare a buffer of the pool again with what was read into it, perhaps long ago
  *
+ * One thread more does nothing but flush: a request that takes long, which the others overtake.
+ *
  * The program does not write to a buffer of the pool: only the device does. A live migration that misses pages which a device wrote shows
  * at the next look, although every read was right when it was made. When STOP-FILE is there each thread looks at its whole pool, reads its
  * whole part of the disk, and the program prints "good" and how much it did; any error or wrong byte ends it at once with status 1.
@@ -32,7 +34,7 @@ enum {
 	BLOCKS = 512,			/* of a thread's part: 2 MiB */
 	POOL = 64,			/* buffers of RUN blocks: 4 MiB a thread */
 	THREADS_MAX = 16,
-	REPORT = 64			/* steps of a thread between two looks for the stop file, and flushes */
+	STEPS = 64			/* of a thread between two looks for the stop file */
 };
 
 struct slot {
@@ -136,12 +138,10 @@ static void *work(void *arg)
 
 	for (int block = 0; block < BLOCKS; block += RUN)
 		put(w, block, RUN);
-	for (unsigned long step = 0; step % REPORT || access(stop_file, F_OK); step++) {
+	for (unsigned long step = 0; step % STEPS || access(stop_file, F_OK); step++) {
 		int count = 1 + (int)next(w, RUN), first = (int)next(w, BLOCKS - RUN);
 		struct slot *s = &w->pool[next(w, POOL)];
 
-		if (step % REPORT == REPORT - 1 && fdatasync(fd) < 0)
-			fail("fdatasync", w, 0);
 		switch (next(w, 4)) {
 		case 0:
 			put(w, first, count);
@@ -161,6 +161,14 @@ static void *work(void *arg)
 	return NULL;
 }
 
+static void *flush(void *arg)
+{
+	while (access(stop_file, F_OK))
+		if (fdatasync(fd) < 0)
+			fail("flush", arg, 0);
+	return NULL;
+}
+
 static void *pages(size_t size)
 {
 	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -175,6 +183,7 @@ static void *pages(size_t size)
 int main(int argc, char **argv)
 {
 	unsigned long writes = 0, reads = 0, looks = 0;
+	pthread_t flusher;
 	int threads = argc == 4 ? atoi(argv[2]) : 0;
 
 	if (threads < 1 || threads > THREADS_MAX) {
@@ -199,6 +208,9 @@ int main(int argc, char **argv)
 	for (int i = 0; i < threads; i++)
 		if (pthread_create(&workers[i].thread, NULL, work, &workers[i]))
 			return 1;
+	if (pthread_create(&flusher, NULL, flush, &workers[0]))
+		return 1;
+	pthread_join(flusher, NULL);
 	for (int i = 0; i < threads; i++)
 		pthread_join(workers[i].thread, NULL);
 	for (int i = 0; i < threads; i++) {

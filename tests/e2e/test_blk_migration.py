@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Migration of a guest that loads its disk, from one QEMU and back-end to another pair, on the same image.
+
+What the device writes into guest memory (the data of reads, the status of requests, the used rings) QEMU cannot see: the
+back-end marks those pages in the dirty log. disk_load looks again and again at buffers that only the device has written to: a
+page that was not marked, and so stayed as it was when QEMU copied it first, shows as wrong bytes on the destination.
+
+QEMU 7.2 migrates its guest stopped: under TCG it loses pages that the guest's own processor dirties while they are copied, with
+any disk, also its own. What is left to see there is that rings and requests go on where they were.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.disk import Disk, new_image
+from tests.e2e.vm import Backend, Vm, script, wait_until
+
+ROUNDS = 4
+
+
+def migrate(source: Vm, destination: Vm, socket: Path, *, live: bool) -> None:
+    """All of it, to the end: the destination runs the guest.
+
+    Live means that memory is copied several times over while the guest runs: a migration that ends with the first copy would
+    prove nothing.
+    """
+    for vm in (source, destination):
+        vm.qmp.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+    destination.qmp.execute("migrate-incoming", uri=f"unix:{socket}")
+    if live:
+        source.qmp.execute("migrate-set-parameters", **{"max-bandwidth": 256 << 20, "downtime-limit": 1})
+        source.qmp.execute("migrate", uri=f"unix:{socket}")
+        wait_until(lambda: source.qmp.execute("query-migrate").get("ram", {}).get("dirty-sync-count", 0) >= ROUNDS, "rounds")
+        source.qmp.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 32, "downtime-limit": 20000})
+    else:
+        source.pause()
+        source.qmp.execute("migrate", uri=f"unix:{socket}")
+    for vm in (source, destination):
+        vm.qmp.await_event("MIGRATION", status="completed")
+    if not live:
+        destination.resume()
+
+
+@pytest.mark.parametrize(
+    ("suite", "live"),
+    [("distribution", False), pytest.param("trixie-backports", True, marks=pytest.mark.foreign)],
+    ids=["QEMU 7.2, stopped", "QEMU 11.1, live"],
+)
+def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
+    suite: str, live: bool, disk_initramfs: str, tmp_path: Path
+) -> None:
+    image = new_image(tmp_path / "image")
+    qemu = script("fetch-qemu", suite)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    with Backend(here, "blk", "--image", image) as first, Backend(there, "blk", "--image", image) as second:
+        common = ("--qemu", qemu, "--carrier", "blk", "--socket")
+        with (
+            Vm(here, disk_initramfs, *common, first.socket) as source,
+            Vm(there, disk_initramfs, *common, second.socket, "--", "-incoming", "defer", boots=False) as destination,
+        ):
+            source.run("disk_load /dev/vda 8 /tmp/stop >/tmp/load 2>&1 </dev/null &")
+            wait_until(lambda: first.stats("blk")["reads"] > 1000, "the load is at it")
+            migrate(source, destination, tmp_path / "migration.sock", live=live)
+            source.close()
+            wait_until(lambda: second.stats("blk")["reads"] > 500, "the load goes on over there")
+            destination.run("touch /tmp/stop; while pidof disk_load >/dev/null; do sleep 0.1; done")
+            assert destination.run("cat /tmp/load").text.startswith("good: ")
+            Disk(image, second, destination).check()
+            assert "I/O error" not in destination.console_text()
