@@ -224,13 +224,32 @@ class Vrings:
         """From the next starts on; no ring is started."""
         old, self._inflight = self._inflight, area
         for ring in self._rings:
-            ring.queue.vring.set_inflight(area if area and ring.queue.index < area.num_queues else None)
+            ring.queue.vring.set_inflight(self._area_of(ring))
         if old:
             old.close()
 
+    def _area_of(self, ring: Ring) -> InflightArea | None:
+        """The region, if it has a part for a ring of this size.
+
+        QEMU 10.0 lets its SeaBIOS take a ring of 256 from a device of 128: better a ring without tracking than a guest that
+        does not boot.
+        """
+        area = self._inflight
+        return area if area and ring.queue.index < area.num_queues and ring.num <= area.queue_size else None
+
+    def _start_vring(self, ring: Ring) -> None:
+        ring.queue.vring.set_inflight(self._area_of(ring))
+        if self._inflight and ring.num > self._inflight.queue_size:
+            log.warning(
+                "ring %d has %d descriptors, the in-flight region %d: a crash of this back-end would lose its requests",
+                ring.queue.index, ring.num, self._inflight.queue_size,
+            )  # fmt: skip
+        ring.queue.vring.start()
+        ring.started = True
+
     def _suspends(self, ring: Ring) -> bool:
         """Whether the requests under way need not be finished before the ring stops: they are in the region."""
-        tracked = self._inflight is not None and ring.queue.index < self._inflight.num_queues
+        tracked = self._area_of(ring) is not None
         return tracked and bool(self._session.protocol_features & ProtocolFeature.GET_VRING_BASE_INFLIGHT)
 
     # ---- dirty log
@@ -287,8 +306,7 @@ class Vrings:
             return
         if self._session.protocol_features & ProtocolFeature.INBAND_NOTIFICATIONS:
             self._signal_in_band(ring)
-        ring.queue.vring.start()
-        ring.started = True
+        self._start_vring(ring)
 
     def _signal_in_band(self, ring: Ring) -> None:
         state = {"index": ring.queue.index, "num": 0}
@@ -315,8 +333,7 @@ class Vrings:
         getattr(ring.queue.vring, setter)(*value if name == "address" else (value,))
         setattr(ring, name, value)
         if restart:
-            ring.queue.vring.start()
-            ring.started = True
+            self._start_vring(ring)
             self._attach_ready()
 
     def _attach_ready(self) -> None:

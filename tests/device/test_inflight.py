@@ -181,6 +181,33 @@ async def seen(device: Stuck, count: int) -> None:
             await device.came.wait()
 
 
+@in_loop
+async def test_a_ring_that_is_larger_than_its_part_of_the_region_is_served_without_tracking(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As SeaBIOS under QEMU 10.0 makes it; the driver after it takes the size that the device has."""
+    device = Stuck()
+    device.go.set()
+    async with attach(device, started=False, track=True, protocol=SUSPENDS, size=64) as frontend:
+        frontend.size = 16  # what the region is made for; the ring has 64
+        for size, tracked in ((64, False), (16, True)):
+            device.go.clear()
+            await frontend.start()
+            [queue] = frontend.queues
+            assert queue.num == size
+            queue.submit([b"x"], [4])
+            await seen(device, 1)
+            assert ("would lose its requests" in caplog.text) != tracked
+            stopping = asyncio.ensure_future(frontend.stop())
+            if not tracked:  # it waits for the request, which would be lost
+                device.go.set()
+            await stopping
+            assert [request.data for request in queue.collect()] == ([] if tracked else [b"late"])
+            device.seen.clear()
+            caplog.clear()
+            frontend.renew_queues()
+
+
 @formats
 @in_loop
 async def test_a_stop_does_not_wait_for_requests_that_are_in_the_region(accept: int) -> None:
