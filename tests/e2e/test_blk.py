@@ -11,29 +11,27 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.disk import KNOWN, SIZE, Disk, Load, new_image
-from tests.e2e.vm import Backend, Vm, wait_until
+from tests.e2e.vm import Backend, Vm, script, wait_until
 
-CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # name: (options of serve, options of boot)
-    "split": ((), ()),
-    "packed, two queues": (
-        ("--num-queues", "2"), ("--smp", "2", "--queues", "2", "--", "-global", "vhost-user-blk-pci.packed=on"),
-    ),
-}  # fmt: skip
+TWO_PACKED = ("--smp", "2", "--queues", "2", "--", "-global", "vhost-user-blk-pci.packed=on")
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[("distribution", ()), pytest.param(("trixie", TWO_PACKED), marks=pytest.mark.foreign)],
+    ids=["QEMU 7.2", "QEMU 10.0, two packed queues"],
+)
 def disk(request: pytest.FixtureRequest, disk_initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
-    serve, boot = CASES[request.param]
+    suite, options = request.param
     folder = tmp_path_factory.mktemp("disk")
     image = new_image(folder / "image")
+    qemu = script("fetch-qemu", suite)
     with (
-        Backend(folder, "blk", "--image", image, "--serial", "number-1", *serve) as backend,
-        Vm(folder, disk_initramfs, "--socket", backend.socket, "--carrier", "blk", *boot) as vm,
+        Backend(folder, "blk", "--image", image, "--serial", "number-1", "--num-queues", "2") as backend,
+        Vm(folder, disk_initramfs, "--qemu", qemu, "--socket", backend.socket, "--carrier", "blk", *options) as vm,
     ):
         disk = Disk(image, backend, vm)
-        assert disk.feature("packed") == ("packed" in request.param)
-        assert disk.feature("multi-queue") == ("queues" in request.param)
+        assert disk.feature("packed") == disk.feature("multi-queue") == bool(options)
         yield disk
 
 
