@@ -122,7 +122,7 @@ def test_reboot_ends_every_connection_and_the_new_system_starts_afresh(site: Vso
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("suite", ["bookworm-backports", "trixie-backports"])
+@pytest.mark.parametrize("suite", ["trixie", "trixie-backports"])
 def test_on_qemu_of_another_suite(vsock_initramfs: str, tmp_path: Path, suite: str) -> None:
     with vsock_site(tmp_path, vsock_initramfs, "--qemu", script("fetch-qemu", suite)) as site:
         site.check("stream")
