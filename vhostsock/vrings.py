@@ -33,6 +33,7 @@ from .device import Device, Queue
 from .errors import FrontendError
 from .inband import Signal, new_eventfd
 from .memory import DirtyLog, InflightArea, MemoryMap
+from .polling import Poller
 from .proto import Session, events, wire
 from .proto.features import ProtocolFeature, VirtioFeature
 from .recording import Tap
@@ -53,6 +54,7 @@ class Ring:
     call: Signal | None = None  # in-band notifications, instead of fds that the front-end did not give
     err: Signal | None = None
     fds_set: set[str] = dataclasses.field(default_factory=set)  # "call", "err": the front-end chose how, once for all
+    polled: bool = False  # the queue's kick fd is ours, and polling writes to it
     inband_kick: bool = False  # the queue's kick fd is ours, and VRING_KICK writes to it
     enabled: bool = False
     started: bool = False
@@ -89,6 +91,7 @@ class Vrings:
         self._inflight: InflightArea | None = None
         self._log: DirtyLog | None = None
         self._log_fd = events.OwnedFd(-1)
+        self._poller = Poller(self._poll)
         self._rings = [Ring(Queue(index, fail)) for index in range(device.num_queues)]
         for ring in self._rings:
             self._install(ring)
@@ -154,16 +157,18 @@ class Vrings:
 
     async def set_kick(self, event: events.VringKick) -> None:
         ring = self._rings[event.index]
-        if event.fd is None:
-            raise FrontendError(f"ring {event.index}: SET_VRING_KICK without an eventfd asks for polling, which is not served")
-        if stat.S_IFMT(os.fstat(event.fd.fileno()).st_mode) not in _PLAIN_EVENT_FDS:
-            raise FrontendError(f"ring {event.index}: the kick fd must be an eventfd, a socket or a pipe")
-        os.set_blocking(event.fd.fileno(), False)  # of the open file, so also for the front-end; QEMU's is that already
+        if event.fd:
+            if stat.S_IFMT(os.fstat(event.fd.fileno()).st_mode) not in _PLAIN_EVENT_FDS:
+                raise FrontendError(f"ring {event.index}: the kick fd must be an eventfd, a socket or a pipe")
+            os.set_blocking(event.fd.fileno(), False)  # of the open file, so also for the front-end; QEMU's is that already
         await self._detach(ring)
         self._drop_kick(ring)
         self._start(ring)
-        ring.queue.kick_fd = event.fd.take()
+        ring.polled = event.fd is None
+        ring.queue.kick_fd = event.fd.take() if event.fd else new_eventfd()
         self._attach_ready()
+        if ring.polled:
+            self._poller.start()
 
     async def inband_kick(self, event: events.VringInbandKick) -> None:
         """VRING_KICK: starts a stopped ring. A kick fd, where there is one, is preferred to the message."""
@@ -379,14 +384,24 @@ class Vrings:
             ring.started = False
             ring.stopped_with = ring.identity
 
+    def _poll(self) -> bool | None:
+        """What Poller wants to have done."""
+        polled = [ring for ring in self._rings if ring.polled]
+        with self._device.quiesced():
+            found = [ring for ring in polled if ring.attached and ring.queue.vring.has_available]
+        for ring in found:
+            os.eventfd_write(ring.queue.kick_fd, 1)
+        return bool(found) if polled else None
+
     def _drop_kick(self, ring: Ring) -> None:
-        ring.inband_kick = False
+        ring.inband_kick = ring.polled = False
         fd, ring.queue.kick_fd = ring.queue.kick_fd, -1
         if fd >= 0:
             os.close(fd)
 
     async def close(self) -> None:
         """Stop all rings and give everything back; what a device raises meanwhile is logged."""
+        self._poller.close()
         try:
             for result in await asyncio.gather(*map(self._stop, self._rings), return_exceptions=True):
                 if isinstance(result, Exception):

@@ -152,8 +152,6 @@ async def test_descriptors_of_the_wrong_kind_are_nacked() -> None:
         with pytest.raises(Refused):
             await frontend.request(Request.SET_BACKEND_REQ_FD, fds=[wrong], ack=True)
         with pytest.raises(Refused):
-            await frontend.set_fd(Request.SET_VRING_KICK, 0, -1)  # polling
-        with pytest.raises(Refused):
             await frontend.request(Request.SET_VRING_ENABLE, wire.VRING_STATE, {"index": 0, "num": 2}, ack=True)
         await frontend.start()
 

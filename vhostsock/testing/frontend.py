@@ -167,9 +167,15 @@ class Frontend(Messages):
         """Raw bytes with descriptors: for hostile front-ends."""
         async with asyncio.timeout(TIMEOUT):
             loop = asyncio.get_running_loop()
-            if fds:
-                sent = socket.send_fds(self.sock, [data], list(fds))
-                data = data[sent:]
+            while fds:
+                try:
+                    data = data[socket.send_fds(self.sock, [data], list(fds)) :]
+                    break
+                except BlockingIOError:
+                    writable = asyncio.Event()
+                    loop.add_writer(self.sock, writable.set)
+                    await writable.wait()
+                    loop.remove_writer(self.sock)
             await loop.sock_sendall(self.sock, data)
 
     async def receive(self, size: int) -> bytes:
