@@ -14,6 +14,9 @@
  * The same cache names the source of an answer: what comes from the address of a READY entry shows that entry's URI, so the guest
  * sees a reply from where it sent to, whatever the rewriting. Other sources show their real address.
  *
+ * A flow that BIND opened is a server of the guest, published by Python: the source of each datagram becomes a READY entry under
+ * its real address, so that it may be answered, and nobody else may be sent to without Python's word.
+ *
  * Datagrams have no credit. What finds no room is dropped and counted: towards the host when its socket is full, towards the
  * guest when the chain is too small for the datagram and its URI (a part of a datagram is worth nothing, and the protocol cannot
  * say that it is one). While the guest has no chain at all, datagrams wait in the host socket's own buffer.
@@ -99,7 +102,7 @@ static struct vse_dest *dest_new(struct vse_flow *f, const char *uri, uint16_t u
 {
 	struct vse_dest *d, *old;
 
-	if (f->ndests == VSE_DEST_MAX) {
+	if (f->ndests == (f->server ? VSE_PEERS_MAX : VSE_DEST_MAX)) {
 		/* there are more entries than may be asked for at once: one is not */
 		TAILQ_FOREACH_REVERSE(old, &f->dests, vse_destq, entry)
 			if (old->state != ASKED)
@@ -249,19 +252,39 @@ out:
 
 /* -------------------------------------------------------------------------------------------------------- to the guest */
 
+/* a client of the guest's server: it may be answered */
+static void remember(struct vse_flow *f, const char *uri, const struct sockaddr_storage *ss, socklen_t ss_len)
+{
+	struct vse_dest *d = dest_find(f, uri, (uint16_t)strlen(uri));
+
+	if (!d)
+		d = dest_new(f, uri, (uint16_t)strlen(uri));
+	if (!d || d->state == READY)
+		return;		/* no memory, and the answer is Python's to allow; or the URI stands for another address */
+	f->nasked -= d->state == ASKED;
+	d->state = READY;
+	d->addr = *ss;
+	d->addr_len = ss_len;
+	drop_held(f, d, true);
+}
+
 /* the URI that the guest knows the sender by; NULL: it has none */
-static const char *source(struct vse_flow *f, const struct sockaddr_storage *ss, char *buf, size_t *len)
+static const char *source(struct vse_flow *f, const struct sockaddr_storage *ss, socklen_t ss_len, char *buf, size_t *len)
 {
 	struct vse_dest *d;
 
 	if (!f->connected) {
 		TAILQ_FOREACH(d, &f->dests, entry) {
-			if (d->state == READY && same_addr(&d->addr, ss)) {
-				*len = d->uri_len;
-				return d->uri;
-			}
+			if (d->state != READY || !same_addr(&d->addr, ss))
+				continue;
+			TAILQ_REMOVE(&f->dests, d, entry);
+			TAILQ_INSERT_HEAD(&f->dests, d, entry);
+			*len = d->uri_len;
+			return d->uri;
 		}
 		vse_uri_format(buf, "udp", ss);
+		if (f->server && buf[0])
+			remember(f, buf, ss, ss_len);
 	}
 	if (f->connected || !buf[0]) {
 		*len = f->peer ? strlen(f->peer) : 0;
@@ -298,7 +321,7 @@ enum vse_turn vse_dgram_turn(struct vse_flow *f)
 				f->readable = false;
 			continue;
 		}
-		uri = source(f, &ss, buf, &uri_len);
+		uri = source(f, &ss, ss_len, buf, &uri_len);
 		if (uri && HEAD + uri_len + (size_t)got <= c->in_len &&
 		    sizeof(struct vso_dgram) + uri_len + (size_t)got <= e->max_payload) {
 			struct vso_dgram dg = { .uri_len = (uint16_t)uri_len };

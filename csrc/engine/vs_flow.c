@@ -365,6 +365,7 @@ int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local)
 	if (rc) {
 		close(fd);
 	} else {
+		f->server = f->dgram;
 		set_uri(&f->local, local);
 		e->dialect->answer(f, VSE_EV_BIND, VSO_OFFLOAD, 0, local, NULL);
 	}

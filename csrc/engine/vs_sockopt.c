@@ -95,6 +95,19 @@ bool vse_opts_valid(const void *opts, uint32_t len)
 	return off == len;
 }
 
+/*
+ * SO_REUSEADDR lets any user's datagram socket take over the port (for streams it does not): the guest may have it on its own socket, the
+ * host's stays ours alone.
+ */
+static bool shares_port(int fd, const struct vso_sockopt *o)
+{
+	socklen_t len = sizeof(int);
+	int type;
+
+	return o->level == SOL_SOCKET && o->name == SO_REUSEADDR && !getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) &&
+	       type == SOCK_DGRAM;
+}
+
 int vse_apply_opts(int fd, const void *opts, uint32_t len)
 {
 	struct vso_sockopt o;
@@ -106,6 +119,8 @@ int vse_apply_opts(int fd, const void *opts, uint32_t len)
 			return rc ? rc : -EINVAL;
 		if (!allowed(o.level, o.name, SET))
 			error = ENOPROTOOPT;
+		else if (shares_port(fd, &o))
+			continue;
 		else if (setsockopt(fd, (int)o.level, (int)o.name, (const uint8_t *)opts + at + sizeof(o), o.len))
 			error = host_error(errno);
 		else
@@ -160,7 +175,7 @@ void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *pay
 		error = ENOTCONN;
 	else if (!allowed(o.level, o.name, SET))
 		error = ENOPROTOOPT;
-	else if (f->fd >= 0 && setsockopt(f->fd, (int)o.level, (int)o.name, value, o.len))
+	else if (f->fd >= 0 && !shares_port(f->fd, &o) && setsockopt(f->fd, (int)o.level, (int)o.name, value, o.len))
 		error = host_error(errno);
 	else if (f->pending)
 		error = remember(f, &o, value);

@@ -52,6 +52,7 @@ enum {
 	VSE_LINGER_MS = 60000,		/* config.linger_ms unless set: the kernel's tcp_fin_timeout */
 	VSE_RETRY_MS = 100,		/* a listener that found no fd or no free flow tries again after this, or when a flow ends */
 	VSE_DEST_MAX = 64,		/* destinations a datagram flow remembers */
+	VSE_PEERS_MAX = 1024,		/* and one that the guest's server bound: clients that can still be answered */
 	VSE_DEST_ASK_MAX = 8,		/* of those, waiting for Python */
 	VSE_DEST_HELD = 131072,		/* bytes of datagrams a flow may hold while Python decides */
 	VSE_FLOWS_CAP = 1 << 20,	/* config.max_flows may not be more */
@@ -103,6 +104,7 @@ struct vse_flow {
 	char *local, *peer;		/* URIs as the guest knows them; kept for BOUND, LISTEN and DGRAM */
 
 	bool dgram;			/* by the URI's scheme */
+	bool server;			/* datagrams: opened by BIND; whoever sent to it may be answered */
 	bool seq;			/* messages, not a stream: SOCK_SEQPACKET */
 	bool greet;			/* CALLING: the host's end waits for "OK PORT" */
 	bool gone;			/* on engine->gone: the id is given back, freed at the end of the turn */

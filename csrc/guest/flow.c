@@ -70,6 +70,7 @@ static void vso_sock_free(struct vso_sock *vs)
 		vso_seg_free(seg);
 	list_for_each_entry_safe(tx, tnext, &vs->deferred, list)
 		kfree(tx);	/* unsent ones hold no reference */
+	kfree(vs->peers);
 	vso_dev_put(vs->dev);
 	kfree_rcu(vs, rcu);
 }
@@ -372,7 +373,7 @@ static void vso_flow_kill(struct vso_sock *vs, int error)
 	case VSO_ST_CONNECTING:
 	case VSO_ST_CONNECTED:
 		vs->state = VSO_ST_CLOSED;
-		if (vs->sk)
+		if (vs->sk && !(vs->addr_only && vs->was_bound))	/* a datagram server goes on natively, too */
 			WRITE_ONCE(vs->sk->sk_err, error);
 		break;
 	default:

@@ -114,15 +114,17 @@ static int vso_getname(struct socket *sock, struct sockaddr *uaddr, int peer)
 	struct vso_sock *vs = vso_sock_get(sock);
 	enum vso_state state;
 	union vso_addr addr;
+	bool none;
 
 	if (!vs)
 		return vso_again(sock, getname, uaddr, peer);
 	spin_lock_bh(&vs->lock);
 	state = vs->state;
 	addr = peer ? vs->peer : vs->local;
+	none = vs->addr_only;		/* datagrams to anybody: there is no peer */
 	spin_unlock_bh(&vs->lock);
 	vso_sock_put(vs);
-	if (peer && state != VSO_ST_CONNECTED)
+	if (peer && (state != VSO_ST_CONNECTED || none))
 		return -ENOTCONN;
 	memcpy(uaddr, &addr, vso_addr_len(&addr));
 	return vso_addr_len(&addr);

@@ -5,10 +5,14 @@
  * connect() asks the device for the peer, the first sendto() of an unconnected socket asks for its destination (VSO_OPEN_ADDR_ONLY). Both
  * wait for the answer, also on a non-blocking socket: natively they never wait, so there is nothing to poll for. After NATIVE a connected
  * socket stays undecided (getaddrinfo() connects one socket to address after address); an unconnected one is native for good, lest a
- * native server pays a round trip for each reply. A socket bound to a port of its choice is a server: native.
+ * native server pays a round trip for each reply. A socket bound to a port of its choice is a server: bind() asked about it
+ * (sock_listen.c), and what it sends afterwards is no reason to ask again.
  *
  * The carrier of an offloaded socket may be bound (a resolver binds to port 0 first) and goes on receiving: destinations in the guest are sent
  * to natively, and what arrives natively is received when the device's queue is empty.
+ *
+ * A client of a published server may have an address that means something else here: host's loopback is not the guest's. Such sources are
+ * remembered (struct vso_peers), and what the server sends to one of them goes to the device.
  *
  * Datagrams keep their boundaries: one VSO_DGRAM is one struct vso_seg. What finds the receive buffer full is dropped, as UDP does.
  */
@@ -20,6 +24,55 @@
 #include "vso.h"
 
 #define VSO_DGRAM_MAX	65507	/* what fits an IPv4 packet: the host could not send more */
+
+#define VSO_PEERS	64	/* a power of 2 */
+
+/* sources on the device's side with addresses of this guest, the oldest overwritten first. Guarded by vso_sock.lock */
+struct vso_peers {
+	u32 next;
+	union vso_addr addr[VSO_PEERS];
+};
+
+struct vso_peers *vso_peers_new(void)
+{
+	return kzalloc(sizeof(struct vso_peers), GFP_KERNEL_ACCOUNT);
+}
+
+static bool vso_peers_find(const struct vso_peers *peers, const union vso_addr *a)
+{
+	unsigned int i;
+
+	for (i = 0; i < VSO_PEERS; i++) {
+		const union vso_addr *b = &peers->addr[i];
+
+		if (a->sa.sa_family != b->sa.sa_family || vso_addr_port(a) != vso_addr_port(b))
+			continue;
+		if (a->sa.sa_family == AF_INET6 ? !memcmp(&a->v6.sin6_addr, &b->v6.sin6_addr, sizeof(struct in6_addr))
+						: a->v4.sin_addr.s_addr == b->v4.sin_addr.s_addr)
+			return true;
+	}
+	return false;
+}
+
+/* Called under vs->lock, from the tasklet. */
+static void vso_peers_add(struct vso_sock *vs, const union vso_addr *a)
+{
+	struct vso_peers *peers = vs->peers;
+
+	if (peers && vso_addr_scope(sock_net(vs->sk), a) != VSO_SCOPE_REMOTE && !vso_peers_find(peers, a))
+		peers->addr[peers->next++ % VSO_PEERS] = *a;
+}
+
+/* does a destination that is this guest's mean the other side all the same? */
+static bool vso_peer_of_device(struct vso_sock *vs, const union vso_addr *a)
+{
+	bool found;
+
+	spin_lock_bh(&vs->lock);
+	found = vs->peers && vso_peers_find(vs->peers, a);
+	spin_unlock_bh(&vs->lock);
+	return found;
+}
 
 /* may this destination be the device's? */
 static bool vso_dgram_asks(const struct vso_row *row, struct sock *sk, const struct sockaddr *sa, int len, union vso_addr *addr)
@@ -207,7 +260,7 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		err = -EINVAL;
 		if (!vso_addr_port(&to))
 			goto out;
-		if (vso_addr_scope(sock_net(sk), &to) != VSO_SCOPE_REMOTE) {
+		if (vso_addr_scope(sock_net(sk), &to) != VSO_SCOPE_REMOTE && !vso_peer_of_device(vs, &to)) {
 			err = vs->row->native->sendmsg(sock, msg, len);
 			goto out;
 		}
@@ -285,6 +338,7 @@ void vso_rx_dgram(const struct vso_msg *m)
 	if (!uri_len || vso_uri_parse(uri, uri_len, vs->row->family, &seg->from))
 		seg->from = vs->peer;
 	vso_msg_copy(m, sizeof(d) + uri_len, seg->data, len);
+	vso_peers_add(vs, &seg->from);
 	list_add_tail(&seg->list, &vs->rxq);
 	vs->rx_bytes += seg->len;
 	vs->rx_mem += seg->truesize;

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * sock_listen.c - bind, listen, accept: listeners that are reachable from both sides.
+ * sock_listen.c - bind, listen, accept: listeners and datagram servers that are reachable from both sides.
  *
  * bind() asks the device, which answers at once with the real port. NATIVE: bound natively, and the socket stays undecided, since a connect()
  * from it may still be the device's. OFFLOAD: the same port is bound natively as well, which reserves it in the guest and makes bind(0)
  * show one port on both sides. An address the guest does not have (EADDRNOTAVAIL) leaves the socket to the device alone.
+ *
+ * A datagram socket that binds to a port of its choice is a server and asks, too. With OFFLOAD it is CONNECTED at once, to no peer: datagrams
+ * come from both sides, and each goes out on the side its destination is on (sock_dgram.c). bind(0) is a client's and does not ask.
  *
  * listen() then listens on both: connections over the guest's loopback and NICs arrive at the carrier, those from the host are announced
  * with ACCEPT. accept() takes from either, the device's first; there is one wait queue, and poll is the union. Both use the listener's
@@ -45,6 +48,11 @@ static int vso_bind_carrier(struct vso_sock *vs, struct socket *sock, const unio
 		else
 			addr.v4.sin_port = port;
 	}
+	if (vs->row->type == SOCK_DGRAM) {
+		vs->peers = vso_peers_new();	/* nobody looks before the state below */
+		if (!vs->peers)
+			return -ENOMEM;
+	}
 	err = vs->row->native->bind(sock, (void *)&addr, vso_addr_len(&addr));
 	if (err && err != -EADDRNOTAVAIL)
 		return err;
@@ -53,7 +61,8 @@ static int vso_bind_carrier(struct vso_sock *vs, struct socket *sock, const unio
 		vs->local = addr;
 	vs->native_bound = !err;
 	vs->was_bound = true;
-	vs->state = VSO_ST_BOUND;
+	vs->addr_only = vs->row->type == SOCK_DGRAM;
+	vs->state = vs->addr_only ? VSO_ST_CONNECTED : VSO_ST_BOUND;
 	vso_flow_wake(vs, EPOLLOUT | EPOLLHUP);
 	spin_unlock_bh(&vs->lock);
 	return 0;
@@ -96,11 +105,11 @@ int vso_undecided_bind(const struct vso_row *row, struct socket *sock, vso_socka
 	enum vso_scope scope;
 	int err, tries;
 
-	if (row->type != SOCK_STREAM || !vso_eligible(row, sk) || sk->sk_state != TCP_CLOSE || inet_sk(sk)->inet_num ||
+	if (!vso_eligible(row, sk) || sk->sk_state != TCP_CLOSE || inet_sk(sk)->inet_num ||
 	    len < (int)sizeof(sa_family_t) || uaddr->sa_family != row->family ||
 	    vso_addr_copy(&addr, (void *)uaddr, len, row->family) < 0)
 		goto native;
-	if (!vso_addr_port(&addr) && vso_inet_bind_no_port(sk))
+	if (!vso_addr_port(&addr) && (row->type == SOCK_DGRAM || vso_inet_bind_no_port(sk)))
 		goto native;
 	scope = vso_addr_scope(sock_net(sk), &addr);
 	if (scope != VSO_SCOPE_ANY && scope != VSO_SCOPE_REMOTE)

@@ -302,6 +302,8 @@ struct vso_sock {
 	u32 rx_drops;
 	struct mutex recv_mutex;
 
+	struct vso_peers *peers;	/* of a datagram server: see sock_dgram.c; NULL: none */
+
 	struct list_head acceptq;	/* of the listener: children */
 	struct list_head accept_node;	/* of the child */
 	u32 acceptq_len;
@@ -391,6 +393,7 @@ int vso_dgram_shutdown(struct socket *sock, int how);
 int vso_dgram_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 void vso_rx_dgram(const struct vso_msg *m);
+struct vso_peers *vso_peers_new(void);
 
 /* sock_opt.c */
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len);

@@ -19,6 +19,7 @@ import itertools
 import socket
 import struct
 import sys
+import time
 import zlib
 from collections.abc import AsyncIterator
 
@@ -150,6 +151,36 @@ def drive_listener(host: str, port: int) -> None:
         sock.sendall(b"half\n")
         sock.shutdown(socket.SHUT_WR)
         assert stream.read() == "eof\n"
+
+
+def drive_datagram_server(host: str, port: int) -> None:
+    """The client side of guest/dgram_server_check.c; AssertionError where the server does not do what it should."""
+    with socket.socket(type=socket.SOCK_DGRAM) as first, socket.socket(type=socket.SOCK_DGRAM) as second:
+        for client in (first, second):
+            client.settimeout(1)
+            client.connect((host, port))
+        answer = b""
+        deadline = time.monotonic() + 60
+        while not answer and time.monotonic() < deadline:  # until it serves, as a client of UDP has to
+            try:
+                first.send(b"hello")
+                answer = first.recv(100)
+            except ConnectionRefusedError:  # at once, on a native kernel
+                time.sleep(0.02)
+            except TimeoutError:
+                pass
+        assert answer == b"HELLO"
+        first.settimeout(60)
+        second.settimeout(60)
+        second.send(b"")
+        assert second.recv(100) == b""
+        big = bytes(range(256)) * 200
+        second.send(big)
+        assert second.recv(65536) == big.upper()
+        first.send(b"quit")
+        while (answer := first.recv(100)) == b"HELLO":  # to a greeting that was sent once too often
+            pass
+        assert answer == b"QUIT"
 
 
 async def _main() -> None:

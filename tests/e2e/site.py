@@ -15,7 +15,8 @@ The guest knows the servers under addresses that do not exist; the policy rewrit
 | 10.66.0.N, any port    | refused with the errno DENIED[N]                      |
 | anything else          | not offloaded: native                                 |
 
-Guest listeners on 8080 and 8081 are published on loopback, on the ports ``published``.
+Guest listeners on 8080 and 8081 are published on loopback, on the ports ``published``; UDP ports 8082 and
+8083 on some that the log tells.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
     rules += [
         f'[[rule]]\nmatch = {{ address = "10.66.0.{n}" }}\naction = "deny"\nerrno = "{name}"\n' for n, name in enumerate(DENIED)
     ]
+    rules += ['[[publish]]\nguest = "udp://0.0.0.0:8082-8083"\nhost = "udp://127.0.0.1:0"\n']
     rules += [f'[[publish]]\nguest = "tcp://0.0.0.0:{g}"\nhost = "tcp://127.0.0.1:{h}"\n' for g, h in published.items()]
     return "\n".join(rules)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import whole_initramfs
-from tests.e2e.peer import drive_listener
+from tests.e2e.peer import drive_datagram_server, drive_listener
 from tests.e2e.site import Site, site
 from tests.e2e.vm import script, wait_until
 
@@ -43,6 +43,14 @@ def test_stream_claims_hold(newer: Site, arguments: str) -> None:
 
 def test_datagram_claims_hold(newer: Site) -> None:
     newer.check("dgram_check 10.0.0.5 7000 10.0.0.6 7000")
+
+
+def test_datagram_server_claims_hold(newer: Site) -> None:
+    serving = newer.vm.start("dgram_server_check 8082 8083", timeout=120)
+    port = int(newer.backend.await_log(r"udp://0\.0\.0\.0:8083 published as udp://127\.0\.0\.1:(\d+)")[1])
+    drive_datagram_server("127.0.0.1", port)
+    result = serving.wait()
+    assert "not ok" not in result.text, result.text
 
 
 def test_listener_claims_hold(newer: Site) -> None:

@@ -74,9 +74,25 @@ def test_a_stranger_shows_its_real_address(engine: EngineUnderTest) -> None:
     with host_udp() as (host, uri):
         host.sendto(b"hello", split_uri(flow.local)[1:])
         assert flow.recvfrom() == (b"hello", uri)
-        flow.sendto(b"and hello", uri)
-        engine.driver.wait(lambda: engine.stats.dgrams_to_host == 1)
-        assert host.recv(100) == b"and hello"
+    flow.close()
+
+
+def test_a_server_answers_more_clients_at_once_than_a_client_has_destinations(engine: EngineUnderTest) -> None:
+    asked: list[Event] = []
+    engine.on_dest = asked.append
+    flow = engine.driver.bind("udp://127.0.0.1:0")
+    with contextlib.ExitStack() as stack:
+        clients = dict(stack.enter_context(host_udp())[::-1] for _ in range(200))
+        for uri, client in clients.items():
+            client.sendto(uri.encode(), split_uri(flow.local)[1:])
+        for _ in clients:
+            data, source = flow.recvfrom()
+            assert data == source.encode()
+        for uri in clients:
+            flow.sendto(b"for " + uri.encode(), uri)
+        engine.driver.wait(lambda: engine.stats.dgrams_to_host == len(clients))
+        assert all(client.recv(100) == b"for " + uri.encode() for uri, client in clients.items())
+    assert not asked
     flow.close()
 
 

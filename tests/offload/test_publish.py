@@ -56,6 +56,44 @@ def test_a_client_of_the_host_reaches_the_guest(make_guest: MakeGuest, bound: st
     flow.close()
 
 
+def test_a_datagram_server_answers_whoever_sent_to_it_and_nobody_else(make_guest: MakeGuest) -> None:
+    guest = make_guest(publish("udp://0.0.0.0:5353", "udp://127.0.0.1:0"))
+    flow = guest.bind("udp://0.0.0.0:5353")
+    assert flow.local == "udp://0.0.0.0:5353"
+    with socket.socket(type=socket.SOCK_DGRAM) as client, socket.socket(type=socket.SOCK_DGRAM) as stranger:
+        for sock in (client, stranger):
+            sock.bind(("127.0.0.1", 0))
+            sock.settimeout(PATIENCE)
+        client.sendto(b"question", ("127.0.0.1", host_port(guest)))
+        question, source = flow.recvfrom()
+        assert (question, source) == (b"question", f"udp://127.0.0.1:{port_of(client)}")
+        flow.sendto(b"unasked", f"udp://127.0.0.1:{port_of(stranger)}")
+        flow.sendto(b"answer", source)
+        assert client.recvfrom(100) == (b"answer", ("127.0.0.1", host_port(guest)))
+        # the one to the stranger went before: had it been let through, it would be here
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(100)
+    flow.close()
+
+
+def test_a_datagram_port_is_shared_with_no_other_socket_of_the_host(make_guest: MakeGuest) -> None:
+    guest = make_guest(publish("udp://0.0.0.0:5353", "udp://127.0.0.1:0"))
+    flow = guest.bind("udp://0.0.0.0:5353", options=[REUSEADDR])
+    with socket.socket(type=socket.SOCK_DGRAM) as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            thief.bind(("127.0.0.1", host_port(guest)))
+    flow.close()
+
+
+def test_a_datagram_server_that_no_rule_publishes_stays_native(make_guest: MakeGuest) -> None:
+    guest = make_guest(publish("tcp://0.0.0.0:5353", "tcp://127.0.0.1:0"))
+    with pytest.raises(Refused) as refused:
+        guest.bind("udp://0.0.0.0:5353")
+    assert refused.value.verdict == lib.VSO_NATIVE
+
+
 def test_ipv6_host_address(make_guest: MakeGuest) -> None:
     guest = make_guest(publish("tcp6://::/8080", "tcp6://::1/0"))
     flow = guest.bind("tcp6://::/8080", [V6ONLY])

@@ -78,3 +78,14 @@ def test_listener_claims_hold_on_the_native_kernel(programs: Path) -> None:
             if line.startswith("port "):
                 load_peer().drive_listener("127.0.0.1", int(line.split()[1]))
         assert process.wait() == 0, "".join(lines)
+
+
+def test_datagram_server_claims_hold_on_the_native_kernel(programs: Path) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOCK_DGRAM) as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        ports = [sock.getsockname()[1] for sock in (one, two)]
+    with subprocess.Popen([programs / "dgram_server_check", *map(str, ports)], stdout=subprocess.PIPE, text=True) as process:
+        load_peer().drive_datagram_server("127.0.0.1", ports[1])
+        output, _ = process.communicate()
+        assert process.returncode == 0, output

@@ -121,7 +121,9 @@ def test_wrong_file(text: str, expected: str) -> None:
     ("text", "expected"),
     [
         ("", "policy.toml:1: publish 1: no 'guest'"),
-        ('guest = "udp://0.0.0.0:53"', "policy.toml:2: publish 1, key 'guest': 'udp://0.0.0.0:53' cannot stand here (only TCP"),
+        ('guest = "ipx://1.2.3"', "policy.toml:2: publish 1, key 'guest': 'ipx://1.2.3' cannot stand here"),
+        ('guest = "udp://0.0.0.0:53"\nhost = "tcp://127.0.0.1:53"', "the guest binds udp, so must the host"),
+        ('guest = "udp://0.0.0.0:53"\nhost = "unix:///run/x"', 'datagrams go to an address; write "udp://127.0.0.1:{port}"'),
         ('guest = "tcp://0.0.0.0:{port}"', 'write "*" for every port'),
         ('guest = "tcp://0.0.0.0:0-10"', "0 asks for any port and is in no range"),
         ('guest = "tcp://0.0.0:80"', "no IPv4 address"),

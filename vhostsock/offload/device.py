@@ -260,6 +260,8 @@ class OffloadDevice(EngineDevice):
             self._refuse(flow, _OFFLOAD, code, text, logging.WARNING)
             return
         flow.listener = listener
+        if isinstance(listener.host, InetURI):
+            flow.family = listener.host.family  # of the addresses that a datagram socket can send to
         try:
             flow.open = self._engine.bound(flow.handle, listener.sock.detach(), str(listener.shown))
         except OSError as error:

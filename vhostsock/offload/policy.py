@@ -182,8 +182,8 @@ class Publish:
 
     def mismatch(self, asked: InetURI, guest: Guest, *, v6only: bool, exact: bool) -> str | None:
         """Why the bind does not match, None if it does. ``exact``: only the rule's own family counts."""
-        if asked.transport != "tcp":
-            return f"{asked.scheme} listeners cannot be published"
+        if asked.transport != self.guest.transport:
+            return f"{asked.scheme} is not {self.guest.transport}"
         same = asked.address == self.guest.address
         other = not exact and not v6only and self.any_family and asked.address.is_unspecified
         if not same and not other:

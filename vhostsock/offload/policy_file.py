@@ -31,7 +31,7 @@ _SCHEMES: Final = {  # the transport's name stands for both families
 _ALL_SCHEMES: Final = frozenset(("tcp", "tcp6", "udp", "udp6"))
 _MAPPED: Final = Span.of_prefix("::ffff:0:0/96")
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
-_PUBLISHED = re.compile(r"(tcp6?)://(.*)[:/]([^:/]*)")
+_PUBLISHED = re.compile(r"((?:tcp|udp)6?)://(.*)[:/]([^:/]*)")
 BUILT_IN: Final = ("direct", "unix")
 
 
@@ -326,17 +326,21 @@ def _publish(table: dict[str, Any], number: int, where: str) -> Publish:
     address, ports, _ = _published("guest", guest)
     if ports is None:
         raise _Bad("guest", f'{guest!r}: {{port}} has no meaning here; write "*" for every port')
-    text: str = found.get("host", "tcp://127.0.0.1:{port}")
+    text: str = found.get("host", f"{address.transport}://127.0.0.1:{{port}}")
     host_ports: range | None = None
     if text.startswith("unix:"):
         host = _template("host", text)
+        if address.transport == "udp":
+            raise _Bad("host", f'{text!r}: datagrams go to an address; write "udp://127.0.0.1:{{port}}"')
         if len(ports) > 1 and "{port}" not in text:
             raise _Bad("host", f"one path for many guest ports; put {{port}} into it: {text!r}")
     else:
-        _, host_ports, host = _published("host", text)
+        base, host_ports, host = _published("host", text)
+        if base.transport != address.transport:
+            raise _Bad("host", f"{text!r}: the guest binds {address.transport}, so must the host")
         _check_port_map(ports, host_ports, text)
     try:
-        host.expand(InetURI("tcp", IPv4Address("192.0.2.1"), 80), Guest("name"))
+        host.expand(InetURI(address.transport, IPv4Address("192.0.2.1"), 80), Guest("name"))
     except URIError as error:
         raise _Bad("host", str(error)) from None
     return Publish(number, where, address, ports, host, host_ports, found.get("device"))
@@ -346,10 +350,10 @@ def _published(key: str, text: str) -> tuple[InetURI, range | None, Template]:
     """A URI whose port may be a range, ``*`` or ``{port}`` (no range then), and a template of it without the port."""
     parts = _PUBLISHED.fullmatch(text)
     if not parts:
-        raise _Bad(key, f'{text!r} cannot stand here (only TCP can be published); write "tcp://address:port" or '
-                        '"tcp6://address/port", with a port, a range 8000-8099 or *' + ('' if key == "guest" else " or {port}"))
+        raise _Bad(key, f'{text!r} cannot stand here; write "tcp://address:port", "tcp6://address/port", or the same with '
+                        'udp, with a port, a range 8000-8099 or *' + ('' if key == "guest" else " or {port}"))
     scheme, address, port = parts.groups()
-    slash = "/" if scheme == "tcp6" else ":"
+    slash = "/" if scheme.endswith("6") else ":"
     try:
         base = parse_inet(f"{scheme}://{address}{slash}0")
     except URIError as error:

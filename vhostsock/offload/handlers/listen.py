@@ -3,7 +3,8 @@
 *Options.* SO_REUSEADDR is the guest's. SO_REUSEPORT is never set before the first bind of a port, even if the guest asked for
 it: another VM could take a share of the connections. The first socket binds alone; only then is it made shareable (the kernel
 compares the flags of both at the second bind, net/ipv4/inet_connection_sock.c), and only this device sets the flag first, for
-a port that it holds already. So a guest's workers share its port with each other and with nobody else.
+a port that it holds already. So a guest's workers share its port with each other and with nobody else. SO_REUSEADDR of a
+datagram socket would let any user of the host take its port over: it is left alone.
 
 *Unix targets.* A socket file that nobody listens on any more is left over from a crash and is replaced; any other file is not.
 """
@@ -56,9 +57,11 @@ class Listeners:
         raise OSError(errno.EADDRINUSE, "no port to bind")
 
     def _bind_inet(self, asked: InetURI, host: InetURI, *, reuseaddr: bool, reuseport: bool, v6only: bool) -> Listener:
-        sock = socket.socket(host.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        stream = host.transport == "tcp"
+        kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
+        sock = socket.socket(host.family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            if reuseaddr:
+            if reuseaddr and stream:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if host.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
@@ -67,7 +70,7 @@ class Listeners:
             sock.bind(host.name())
             if reuseport:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            host = InetURI.of_name("tcp", sock.getsockname())
+            host = InetURI.of_name(host.transport, sock.getsockname())
         except BaseException:
             sock.close()
             raise

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * dgram_server_check PORT SERVED - what a UDP server may rely on. On SERVED it serves tests/e2e/peer.py's drive_datagram_server().
+ */
+#include <ctype.h>
+#include "check.h"
+
+static const char *port, *served;
+
+static int bound(const char *host, const char *at)
+{
+	struct addr a = address(host, at);
+	int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+	MUST(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){ 1 }, sizeof(int)) == 0);
+	MUST(bind(fd, (void *)&a.ss, a.len) == 0);
+	return fd;
+}
+
+static void a_bound_socket_has_a_name_and_no_peer(void)
+{
+	struct addr name = { .len = sizeof(name.ss) };
+	int fd = bound("0.0.0.0", port);
+
+	MUST(getsockname(fd, (void *)&name.ss, &name.len) == 0);
+	SAME(port_of(&name), atoi(port));
+	ERRNO(getpeername(fd, (void *)&name.ss, &name.len), ENOTCONN);
+	ERRNO(send(fd, "x", 1, 0), EDESTADDRREQ);
+	ERRNO(bind(fd, (void *)&name.ss, sizeof(struct sockaddr_in)), EINVAL);
+}
+
+static void it_talks_over_loopback_too(void)
+{
+	struct addr to = address("127.0.0.1", port), from = { .len = sizeof(from.ss) };
+	int server = bound("0.0.0.0", port), client = socket(AF_INET, SOCK_DGRAM, 0);
+	char buf[16];
+
+	SAME(sendto(client, "inside", 6, 0, (void *)&to.ss, to.len), 6);
+	MUST(wait_for(server, POLLIN) & POLLIN);
+	SAME(recvfrom(server, buf, sizeof(buf), 0, (void *)&from.ss, &from.len), 6);
+	MUST(((struct sockaddr_in *)&from.ss)->sin_addr.s_addr == htonl(INADDR_LOOPBACK));
+	SAME(sendto(server, "back", 4, 0, (void *)&from.ss, from.len), 4);
+	SAME(recv(client, buf, sizeof(buf), 0), 4);
+	MUST(memcmp(buf, "back", 4) == 0);
+}
+
+static void it_may_send_to_itself(void)
+{
+	struct addr to = address("127.0.0.1", port);
+	int fd = bound("0.0.0.0", port);
+	char c = 0;
+
+	SAME(sendto(fd, "s", 1, 0, (void *)&to.ss, to.len), 1);
+	SAME(recv(fd, &c, 1, 0), 1);
+	SAME(c, 's');
+}
+
+static void each_client_gets_its_own_answer_in_capitals(void)
+{
+	static char buf[65536];
+	int fd = bound("0.0.0.0", served);
+	bool last = false;
+
+	while (!last) {
+		struct addr from = { .len = sizeof(from.ss) };
+		ssize_t n;
+
+		MUST(wait_for(fd, POLLIN) & POLLIN);
+		n = recvfrom(fd, buf, sizeof(buf), MSG_DONTWAIT, (void *)&from.ss, &from.len);
+		MUST(n >= 0 && from.len == sizeof(struct sockaddr_in));
+		last = n == 4 && !memcmp(buf, "quit", 4);
+		for (ssize_t i = 0; i < n; i++)
+			if (buf[i] >= 'a' && buf[i] <= 'z')
+				buf[i] = toupper(buf[i]);
+		SAME(sendto(fd, buf, n, 0, (void *)&from.ss, from.len), n);
+	}
+}
+
+#define RUN(fn) run_check(#fn, fn)
+
+int main(int argc, char **argv)
+{
+	if (argc != 3) {
+		fprintf(stderr, "usage: dgram_server_check PORT SERVED\n");
+		return 2;
+	}
+	port = argv[1];
+	served = argv[2];
+	RUN(a_bound_socket_has_a_name_and_no_peer);
+	RUN(it_talks_over_loopback_too);
+	RUN(it_may_send_to_itself);
+	RUN(each_client_gets_its_own_answer_in_capitals);
+	return finish_checks();
+}
