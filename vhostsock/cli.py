@@ -76,6 +76,7 @@ def _make_blk(options: argparse.Namespace) -> Device:
         seg_max=options.seg_max,
         threads=options.threads,
         write_through=options.write_through,
+        shared=options.shared,
     )
 
 
@@ -88,6 +89,7 @@ def _blk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seg-max", type=int, default=126, metavar="N", help="buffers a request (default: 126)")
     parser.add_argument("--threads", type=int, default=8, metavar="N", help="requests in the kernel at once (default: 8)")
     parser.add_argument("--write-through", action="store_true", help="make each write durable before it completes")
+    parser.add_argument("--shared", action="store_true", help="do not lock the image while a guest runs")
 
 
 def _make_offload(options: argparse.Namespace) -> Device:

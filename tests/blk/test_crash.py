@@ -1,7 +1,8 @@
-"""What outlives a back-end: requests it had taken when it was killed, and the marks of a migration on what it wrote."""
+"""More than one back-end for an image: one that takes over from one that was killed, a migration's two ends, and rivals."""
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.aio import in_loop
-from tests.blk.disk import FLUSH, IN, OK, OUT, SECTOR, SECTORS, disk, header, pattern
+from tests.blk.disk import FLUSH, IN, OK, OUT, SECTOR, SECTORS, Disk, disk, header, pattern
+from vhostsock.devices.blk import Blk
 from vhostsock.proto import Request, VirtioFeature, wire
-from vhostsock.testing.frontend import Frontend
+from vhostsock.testing.frontend import BackendGone, Frontend, attach
 
 PAGE = 4096  # of the dirty log, whatever the host's are
 
@@ -97,6 +99,39 @@ async def test_every_page_that_the_disk_wrote_is_marked_for_a_migration_and_no_o
             assert marked(log) == {gpa // PAGE + at // PAGE for gpa, size in sent.writable for at in range(0, size, PAGE)}
             assert memory.read(sent.writable[0][0], 4 * PAGE) == bytes(4 * PAGE)
         os.close(fd)
+
+
+@in_loop
+async def test_an_image_is_locked_while_a_guest_runs_and_no_longer(tmp_path: Path) -> None:
+    async with disk(tmp_path) as first:
+        await first.read(0, 1)
+        for options, served in ({}, False), ({"read_only": True}, False), ({"shared": True}, True):
+            device = Blk(first.image, **options)  # type: ignore[arg-type]
+            async with attach(device, started=False) as frontend:
+                if served:
+                    await frontend.start()
+                    assert len(await Disk(frontend, first.image, device).read(0, 1)) == SECTOR
+                else:
+                    with contextlib.suppress(BackendGone, ConnectionError):  # the session may end before the last message
+                        await frontend.start()
+                    await frontend.ended()
+            device.close()
+        await first.frontend.pause()  # as at the end of a migration
+        device = Blk(first.image)
+        async with attach(device) as frontend:
+            assert len(await Disk(frontend, first.image, device).read(0, 1)) == SECTOR
+        device.close()
+        await first.frontend.resume()
+        await first.read(0, 1)
+
+
+@in_loop
+async def test_guests_that_only_read_share_an_image(tmp_path: Path) -> None:
+    async with disk(tmp_path, read_only=True) as first:
+        device = Blk(first.image, read_only=True)
+        async with attach(device) as frontend:
+            assert await Disk(frontend, first.image, device).read(0, 1) == await first.read(0, 1)
+        device.close()
 
 
 def marked(log: mmap.mmap) -> set[int]:

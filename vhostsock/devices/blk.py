@@ -17,12 +17,15 @@ What the device promises:
     would be forgotten when the back-end is restarted or the guest migrates, since no front-end repeats it.
   * A queue stops only when no request of it is under way, however long the storage takes: QEMU, and the guest behind it, may
     use the memory for something else from then on.
+  * While a queue runs the image is locked, for all that respect it (fcntl(2), open file description locks): against writers, or
+    if read-only against none but writers. So the two ends of a migration may have the image open, and one of them runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import stat
@@ -90,6 +93,7 @@ class Blk(Device):
     seg_max        most data buffers in a request. QEMU's queue size must be larger by 2 at least (its default is 128)
     threads        requests that are in the kernel's hands at once; more wait their turn
     write_through  offer no FLUSH, make each write durable instead
+    shared         do not lock the image: guests that run at once know how to share it
 
     UsageError: what cannot be served, or an argument out of its range. OSError: the image cannot be opened.
     """
@@ -110,6 +114,7 @@ class Blk(Device):
         seg_max: int = 126,
         threads: int = 8,
         write_through: bool = False,
+        shared: bool = False,
     ) -> None:
         if not 1 <= num_queues <= QUEUES_MAX:
             raise UsageError(f"{num_queues} queues; may be 1..{QUEUES_MAX}")
@@ -127,6 +132,8 @@ class Blk(Device):
         self._seg_max = seg_max
         self._threads = threads
         self._write_through = write_through
+        self._shared = shared
+        self._running: set[int] = set()  # queues, by index
         self._fd = os.open(image, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         self.close = weakref.finalize(self, os.close, self._fd)
         """Close the image; happens by itself when the device is no longer used."""
@@ -186,6 +193,32 @@ class Blk(Device):
         if self._pool:
             self._pool.close()
             self._pool = None
+
+    def queue_started(self, queue: Queue) -> None:
+        if not self._running and not self._lock(fcntl.F_RDLCK if self.read_only else fcntl.F_WRLCK):
+            log.error("%s: another program has it locked, so this guest is not served (--shared would)", self.image)
+            queue.fail(OSError(errno.EBUSY, f"{self.image} is locked by another program"))
+            return
+        self._running.add(queue.index)
+        super().queue_started(queue)
+
+    def queue_stopped(self, queue: Queue) -> None:
+        super().queue_stopped(queue)
+        self._running.discard(queue.index)
+        if not self._running:
+            self._lock(fcntl.F_UNLCK)
+
+    def _lock(self, kind: int) -> bool:
+        """Lock or unlock the whole image; False: another program has a lock that excludes this one."""
+        if self._shared:
+            return True
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            log.warning("%s: not locked: %s", self.image, error.strerror)  # a file system that knows no locks
+        return True
 
     async def queue_draining(self, queue: Queue) -> None:
         await super().queue_draining(queue)
