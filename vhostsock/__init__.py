@@ -6,6 +6,7 @@ Subclass :class:`Device`, give it to a :class:`Server`; docs/writing-a-device.md
 
 from .device import Device, Queue
 from .errors import DriverError, FrontendError, PolicyError, RequestError, UsageError, VhostsockError
+from .fileio import FileOp, FilePool
 from .ring import Chain, Vring
 from .server import Server
 
@@ -13,6 +14,8 @@ __all__ = [
     "Chain",
     "Device",
     "DriverError",
+    "FileOp",
+    "FilePool",
     "FrontendError",
     "PolicyError",
     "Queue",

@@ -385,9 +385,9 @@ int vs_io_submit(struct vs_io *io, int op, int fd, struct vs_chain *c, uint64_t 
 	if (op < 0 || op >= VS_IO_OPS || len > INT64_MAX || offset > INT64_MAX - len)
 		return -EINVAL;
 	if (ops[op].reads || ops[op].writes) {
-		uint64_t there = c ? ops[op].reads ? c->out_len : c->in_len : 0;
+		uint64_t there = !c ? 0 : ops[op].reads ? c->out_len : c->in_len;
 
-		if (skip > there || len > there - skip)
+		if (!c || skip > there || len > there - skip)
 			return -EINVAL;
 	}
 	j = malloc(sizeof(*j));

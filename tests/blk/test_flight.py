@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -20,7 +21,7 @@ import pytest
 
 from tests.aio import in_loop
 from tests.blk.disk import FLUSH, IN, OK, OUT, SECTOR, SECTORS, disk, header, pattern
-from vhostsock import Queue
+from vhostsock import Queue, UsageError
 from vhostsock._core import ffi, lib
 from vhostsock.devices.blk import Blk
 from vhostsock.fileio import FileOp, FilePool
@@ -177,6 +178,22 @@ def counted(pool_jobs: int, threads: int, image: Path) -> list[int]:
 def test_more_jobs_than_one_batch_reports_all_end_once(threads: int, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(bytes(4096))
     assert counted(600, threads, tmp_path / "image") == [0] * 600
+
+
+@in_loop
+async def test_a_job_that_cannot_be_is_refused_at_once() -> None:
+    ended: asyncio.Queue[list[tuple[str, int]]] = asyncio.Queue()
+    pool: FilePool[str] = FilePool(1, ended.put_nowait)
+    for arguments in ({}, {"length": 2**63, "offset": 1}):
+        with pytest.raises(UsageError):
+            pool.submit(FileOp.READ, "no chain", **arguments)  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        pool.submit(FileOp.ZERO, "past the end of any file", 0, length=2, offset=2**63 - 1)
+    pool.submit(FileOp.SYNC, "no such file", 12345)
+    assert await ended.get() == [("no such file", errno.EBADF)]
+    pool.close()
+    with pytest.raises(UsageError, match=r"1\.\.64"):
+        FilePool(65, ended.put_nowait)
 
 
 @in_loop

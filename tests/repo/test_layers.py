@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "qemu", "probe",
     },
     "__main__": {"cli"},
-    "__init__": {"errors", "memory", "ring", "proto", "device", "server"},
+    "__init__": {"errors", "memory", "ring", "fileio", "proto", "device", "server"},
 }
 ONLY_CLI = {"uvloop"}
 
