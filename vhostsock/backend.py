@@ -263,6 +263,7 @@ _HANDLERS: dict[type[events.Event], Callable[[Backend, Any], Awaitable[Any]]] = 
     events.BackendChannel: Backend._backend_channel,
     events.ConfigRead: Backend._config_read,
     events.ConfigWrite: Backend._config_write,
+    events.Iotlb: lambda backend, event: backend._vrings.set_iotlb(event),
     events.Announce: Backend._announce,
     events.MtuSet: Backend._set_mtu,
     events.SharedObject: Backend._shared_object,

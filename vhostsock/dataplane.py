@@ -8,6 +8,7 @@ enabling looks at the ring once more, since a chain may have come in between wit
 
     asleep     kicks enabled, no run is scheduled
     scheduled  a run is due in the loop's next round
+    missing    (behind an IOMMU) the next chain's memory was asked for; kicks disabled, wake() schedules a run
     full       ``concurrency`` handlers are under way: kicks disabled; the first that ends schedules a run
     closed     draining or stopped: no chain is taken any more. A kick stays in its fd: it is not read while nobody scans
 
@@ -48,6 +49,7 @@ class Queue:
         self.kick_fd = -1
         self.memory: MemoryMap | None = None
         self.plane: DataPlane | None = None  # the default data plane, while it runs
+        self.on_miss: Callable[[int, int], None] | None = None  # behind an IOMMU: ask for this IOVA and permission
         self._on_error = on_error
 
     def flush(self) -> None:
@@ -121,9 +123,16 @@ class DataPlane:
             return
         if chains:
             self._start(chains)
+        if self._queue.on_miss and len(chains) < room and (missing := self._vring.missing):
+            self._queue.on_miss(*missing)  # and wake() follows
+            return
         # a full batch: perhaps there is more. Otherwise the ring was empty; enable_kick says whether it still is.
         if len(chains) == room or self._vring.enable_kick():
             self._schedule()
+
+    def wake(self) -> None:
+        """Look at the ring again: what was missed in the IOTLB may be there."""
+        self._schedule()
 
     def _start_batch(self, chains: list[Chain]) -> None:
         try:

@@ -51,6 +51,7 @@ class Device:
     inflight          requests survive a crash: the front-end keeps which are under way, and they come again (``chain.again``).
                       And a queue that stops cancels them instead of waiting. For requests that may be carried out twice
     migratable        keep a dirty log for live migration; what the device itself remembers is another matter
+    iommu             offer to work behind an IOMMU (ACCESS_PLATFORM). For devices with the default data plane
     inband            offer kicks and calls by messages, for simulations: slow, and a front-end has to want it
     shared_objects    exchange dma-bufs with other devices of the machine: see ``shared_object`` and ``share_object``
     shmem             sizes in bytes of shared memory regions by their ids (virtio 1.3, 2.10), whole pages: see ``shmem_map``
@@ -70,6 +71,7 @@ class Device:
     in_order: bool = False
     inflight: bool = False
     migratable: bool = False
+    iommu: bool = False
     inband: bool = False
     shared_objects: bool = False
     shmem: Mapping[int, int] = {}

@@ -73,6 +73,7 @@ OFFERS = (
         protocol=_P.SHMEM_MAP | _P.BACKEND_SEND_FD, text="shared memory regions",
     ),
     Offer("inband = True", lambda d: d.inband, protocol=_P.INBAND_NOTIFICATIONS, text="kicks and calls as messages"),
+    Offer("iommu = True", lambda d: d.iommu, _V.ACCESS_PLATFORM, text="drivers behind an IOMMU"),
     Offer("packed = True", lambda d: d.packed, _V.RING_PACKED, text="packed rings"),
     Offer("in_order = True", lambda d: d.in_order, _V.IN_ORDER, text="completion in order"),
     Offer(

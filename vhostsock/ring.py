@@ -15,10 +15,14 @@ from vhostsock._core import ffi, lib
 from vhostsock.errors import DriverError, FrontendError, UsageError
 from vhostsock.memory import DirtyLog, InflightArea, MemoryMap
 
-__all__ = ["Chain", "Vring"]
+__all__ = ["Chain", "NotTranslated", "Vring"]
 
 BATCH_MAX = 256  # chains per call of pop_batch; bounds what one vring keeps ready for reuse
 _new_bytes = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class NotTranslated(FrontendError):
+    """The rings are not in the IOTLB yet; ``Vring.missing`` says what to ask for."""
 
 
 class Chain:
@@ -177,10 +181,13 @@ class Vring:
     def start(self) -> None:
         """Check the whole configuration and run. FrontendError when it is incomplete, misaligned or not in guest memory.
 
-        Chains may be waiting already: look for them before waiting for a kick.
+        Chains may be waiting already: look for them before waiting for a kick. NotTranslated: behind an IOMMU, try again later.
         """
         err = ffi.new("struct vs_err *")
-        if lib.vs_vq_start(self._ptr, err) < 0:
+        rc = lib.vs_vq_start(self._ptr, err)
+        if rc == -errno.EAGAIN:
+            raise NotTranslated(f"vring {self.index}: {ffi.string(err.text).decode(errors='replace')}")
+        if rc < 0:
             self._refuse(err)
 
     def stop(self) -> int:
@@ -218,6 +225,16 @@ class Vring:
     def fail(self, why: str) -> None:
         """The driver broke a rule of the device's own protocol: a running vring is broken from now on."""
         lib.vs_vq_break(self._ptr, errno.EPROTO, why.encode())
+
+    @property
+    def missing(self) -> tuple[int, int] | None:
+        """What the last pop (or start) could not do without: an IOVA, and the permissions (1 read, 2 write) that it needs."""
+        iova, perm = ffi.new("uint64_t *"), ffi.new("int *")
+        return (int(iova[0]), int(perm[0])) if lib.vs_vq_missing(self._ptr, iova, perm) else None
+
+    def fits(self, memory: MemoryMap) -> bool:
+        """Whether a running ring would go on running with ``set_memory(memory)``."""
+        return bool(lib.vs_vq_fits(self._ptr, memory.ptr))
 
     @property
     def num(self) -> int:

@@ -22,6 +22,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
+import functools
 import logging
 import os
 import stat
@@ -32,11 +34,13 @@ from .channel import Channel
 from .device import Device, Queue
 from .errors import FrontendError
 from .inband import Signal, new_eventfd
+from .iotlb import Iotlb
 from .memory import DirtyLog, InflightArea, MemoryMap
 from .polling import Poller
 from .proto import Session, events, wire
 from .proto.features import ProtocolFeature, VirtioFeature
 from .recording import Tap
+from .ring import NotTranslated
 
 __all__ = ["Ring", "Vrings"]
 
@@ -56,6 +60,8 @@ class Ring:
     fds_set: set[str] = dataclasses.field(default_factory=set)  # "call", "err": the front-end chose how, once for all
     polled: bool = False  # the queue's kick fd is ours, and polling writes to it
     inband_kick: bool = False  # the queue's kick fd is ours, and VRING_KICK writes to it
+    waiting: bool = False  # started, and the vring does not run: behind an IOMMU its parts are not translated yet
+    asked: tuple[int, int] | None = None  # the miss that is under way for it
     enabled: bool = False
     started: bool = False
     attached: bool = False
@@ -87,11 +93,15 @@ class Vrings:
         self._session = session
         self._channel = channel
         self._tap = tap
+        self._fail = fail
         self.memory = MemoryMap.empty()
         self._inflight: InflightArea | None = None
         self._log: DirtyLog | None = None
         self._log_fd = events.OwnedFd(-1)
         self._poller = Poller(self._poll)
+        self._iotlb: Iotlb | None = None  # while ACCESS_PLATFORM is acked
+        self._view = self.memory  # what the vrings translate with
+        self._misses: set[asyncio.Task[None]] = set()
         self._rings = [Ring(Queue(index, fail)) for index in range(device.num_queues)]
         for ring in self._rings:
             self._install(ring)
@@ -100,6 +110,9 @@ class Vrings:
 
     async def set_features(self, event: events.FeaturesSet) -> None:
         self._device.acked_features = event.value
+        if bool(event.value & VirtioFeature.ACCESS_PLATFORM) != bool(self._iotlb):
+            self._iotlb = None if self._iotlb else Iotlb()
+            self._use_view()
         for ring in self._rings:
             ring.features = event.value
             ring.queue.vring.set_features(event.value)
@@ -249,7 +262,8 @@ class Vrings:
                 "ring %d has %d descriptors, the in-flight region %d: a crash of this back-end would lose its requests",
                 ring.queue.index, ring.num, self._inflight.queue_size,
             )  # fmt: skip
-        ring.queue.vring.start()
+        self._run(ring)
+        ring.queue.on_miss = functools.partial(self._missed, ring) if self._iotlb else None
         ring.started = True
 
     def _suspends(self, ring: Ring) -> bool:
@@ -288,6 +302,13 @@ class Vrings:
     def use_memory(self, memory: MemoryMap) -> None:
         """Translate through ``memory`` from now on. FrontendError when a running ring is not in it."""
         old, self.memory = self.memory, memory
+        try:
+            self._use_view()
+        finally:
+            old.close()
+
+    def _use_view(self) -> None:
+        old, self._view = self._view, self._iotlb.view(self.memory) if self._iotlb else self.memory
         errors = []
         with self._device.quiesced():
             for ring in self._rings:
@@ -295,14 +316,93 @@ class Vrings:
                     self._install(ring)
                 except FrontendError as error:
                     errors.append(error)
-        old.close()
+        if old is not self.memory:
+            old.close()
         if errors:
             raise errors[0]
 
     def _install(self, ring: Ring) -> None:
         """Give the vring the memory map of now. FrontendError when a running one is not in it."""
-        ring.queue.memory = self.memory
-        ring.queue.vring.set_memory(self.memory)
+        ring.queue.memory = self._view
+        ring.queue.vring.set_memory(self._view)
+
+    # ---- behind an IOMMU
+
+    async def set_iotlb(self, event: events.Iotlb) -> None:
+        """IOTLB_MSG. A running ring whose parts are no longer known is stopped, and goes on when they are known again."""
+        if not self._iotlb:
+            return  # of a driver that was reset; nothing of it is here any more
+        if event.type == wire.IotlbType.UPDATE:
+            self._iotlb.update(event.iova, event.size, event.uaddr, event.perm)
+        elif event.type == wire.IotlbType.INVALIDATE:
+            self._iotlb.invalidate(event.iova, event.size)
+        else:
+            raise FrontendError(f"IOTLB_MSG of type {event.type}: a front-end sends updates (2) and invalidations (3)")
+        view = self._iotlb.view(self.memory)
+        try:
+            for ring in self._rings:
+                if ring.started and not ring.waiting and not ring.queue.vring.fits(view):
+                    await self._detach(ring)
+                    ring.base = ring.queue.vring.stop()
+                    ring.waiting, ring.suspended = True, False
+        finally:
+            view.close()
+        self._use_view()
+        for ring in self._rings:
+            if ring.waiting:
+                self._run(ring)
+            elif ring.queue.plane and ring.asked and Iotlb.has(self._view, *ring.asked):
+                ring.asked = None
+                ring.queue.plane.wake()
+        self._attach_ready()
+
+    def _missed(self, ring: Ring, iova: int, perm: int) -> None:
+        """Ask the front-end, unless that question is under way; the ring waits, and the others do not."""
+        if Iotlb.has(self._view, iova, perm):  # it came meanwhile
+            if ring.queue.plane:
+                ring.queue.plane.wake()
+        elif ring.asked != (iova, perm):
+            ring.asked = iova, perm
+            task = asyncio.get_running_loop().create_task(self._ask(ring, ring.asked))
+            self._misses.add(task)
+            task.add_done_callback(self._misses.discard)
+
+    async def _ask(self, ring: Ring, asked: tuple[int, int]) -> None:
+        iova, perm = asked
+        miss = {"iova": iova, "perm": perm, "type": wire.IotlbType.MISS}
+        answered = bool(self._session.protocol_features & ProtocolFeature.REPLY_ACK)
+        try:
+            await self._channel.call(wire.BackendRequest.IOTLB_MSG, miss)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._fail(FrontendError(f"ring {ring.queue.index}: a driver behind an IOMMU needs the back-end channel"))
+                return
+            if error.errno != errno.EREMOTEIO:
+                return  # the channel is gone, and with it most likely the front-end
+            answered = True
+        # An update would have come before the answer. "is": the same question may have been put again since.
+        if ring.asked is asked and answered:
+            ring.asked = None
+            why = f"iova {iova:#x} is not mapped for {'reading' if perm == 1 else 'writing'}"
+            if ring.attached:
+                ring.queue.vring.fail(why)
+                if ring.queue.plane:
+                    ring.queue.plane.wake()
+            else:
+                log.warning("ring %d: %s; it waits until the front-end maps it", ring.queue.index, why)
+
+    def _run(self, ring: Ring) -> None:
+        """Start the vring, now or when its parts are translated."""
+        try:
+            ring.queue.vring.start()
+        except NotTranslated:
+            ring.waiting = True
+            missing = ring.queue.vring.missing
+            assert missing
+            self._missed(ring, *missing)
+        else:
+            ring.waiting = False
+            ring.asked = None
 
     # ---- states
 
@@ -333,7 +433,7 @@ class Vrings:
         if restart:
             await self._detach(ring)
             ring.base = ring.queue.vring.stop()
-            ring.started = ring.suspended = False
+            ring.started = ring.suspended = ring.waiting = False
         setter = {"num": "set_num", "address": "set_addr", "base": "set_base"}[name]
         getattr(ring.queue.vring, setter)(*value if name == "address" else (value,))
         setattr(ring, name, value)
@@ -343,7 +443,7 @@ class Vrings:
 
     def _attach_ready(self) -> None:
         """Hand every ring that is started and enabled to the device."""
-        ready = [ring for ring in self._rings if ring.started and ring.enabled and not ring.attached]
+        ready = [r for r in self._rings if r.started and r.enabled and not r.attached and not r.waiting]
         if not ready:
             return
         if not any(ring.attached for ring in self._rings) and any(
@@ -354,9 +454,11 @@ class Vrings:
             ring.stopped_with = None
         for ring in ready:
             if ring.suspended:
-                ring.queue.vring.stop()
-                ring.queue.vring.start()
                 ring.suspended = False
+                ring.queue.vring.stop()
+                self._run(ring)
+                if ring.waiting:
+                    continue
             self._device.queue_started(ring.queue)
             ring.attached = True
             self._tap.noted(f"ring {ring.queue.index} started")
@@ -379,10 +481,13 @@ class Vrings:
         await self._detach(ring)
         self._drop_kick(ring)
         ring.base = ring.queue.vring.stop()
-        ring.suspended = False
+        ring.suspended, ring.waiting, ring.asked = False, False, None
         if ring.started:
             ring.started = False
             ring.stopped_with = ring.identity
+        if self._iotlb and not self.any_started:  # from here on nobody tells us of what is unmapped
+            self._iotlb.clear()
+            self._use_view()
 
     def _poll(self) -> bool | None:
         """What Poller wants to have done."""
@@ -413,6 +518,10 @@ class Vrings:
                 for signal in (ring.call, ring.err):
                     if signal:
                         signal.close()
+            for task in self._misses:
+                task.cancel()
+            if self._view is not self.memory:
+                self._view.close()
             self.memory.close()
             self._use_inflight(None)
             self._log_fd.close()

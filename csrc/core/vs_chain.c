@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "vs_iotlb.h"
 #include "vs_vq_priv.h"
 
 enum {
@@ -70,6 +71,12 @@ int vs_chain_add(struct vs_chain *c, const struct vs_mem *mem, uint64_t gpa, uin
 	uint32_t used = (uint32_t)c->n_out + c->n_in;
 	int n, rc;
 
+	if (vs_unlikely(vs_mem_is_view(mem))) {
+		uint64_t at;
+
+		if (vs_mem_missing(mem, gpa, len, writable ? VS_PERM_WRITE : VS_PERM_READ, &at))
+			return -EFAULT;
+	}
 	while ((n = vs_mem_iov(mem, gpa, len, c->iov + used, c->cap - used)) < 0) {
 		if (n != -E2BIG)
 			return n;

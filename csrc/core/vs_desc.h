@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "vs_iotlb.h"
 #include "vs_vq_priv.h"
 
 enum {
@@ -54,6 +55,18 @@ static inline int __attribute__((cold)) desc_fail(struct vs_vq *vq, struct where
 	return vs_vq_fail(vq, EINVAL, "desc %d, indirect entry %" PRIu32 " " DESC_FMT ": %s", w.indirect_at, w.i, DESC_ARG(d), what);
 }
 
+/*
+ * Something that a descriptor refers to could not be translated. Behind an IOMMU that may only mean that nobody asked for it yet:
+ * the chain stays where it is, and vs_vq_missing() says what for. True if so; else the driver is to blame.
+ */
+static inline bool __attribute__((cold)) is_miss(struct vs_vq *vq, uint64_t addr, uint64_t len, int perm)
+{
+	if (!vs_mem_is_view(vq->mem) || !vs_mem_missing(vq->mem, addr, len, perm, &vq->miss))
+		return false;
+	vq->miss_perm = perm;
+	return true;
+}
+
 /* a descriptor that describes a buffer; *writable: one before it was device-writable */
 static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where w, struct desc d, bool *writable)
 {
@@ -65,6 +78,8 @@ static inline int buffer_add(struct vs_vq *vq, struct vs_chain *c, struct where 
 	else if (vs_unlikely(*writable))
 		return desc_fail(vq, w, d, "device-readable after a device-writable one");
 	rc = vs_chain_add(c, vq->mem, d.addr, d.len, d.flags & DESC_F_WRITE);
+	if (vs_unlikely(rc == -EFAULT) && is_miss(vq, d.addr, d.len, d.flags & DESC_F_WRITE ? VS_PERM_WRITE : VS_PERM_READ))
+		return -1;
 	if (vs_unlikely(rc < 0))
 		return desc_fail(vq, w, d, rc == -EFAULT ? "the buffer is not in guest memory" :
 				 rc == -E2BIG ? "the chain is in too many pieces" : "the host has no memory for the chain");
@@ -89,6 +104,8 @@ static inline const uint8_t *table_map(struct vs_vq *vq, struct where w, struct 
 			   "have %" PRIu32, w.i, DESC_ARG(ref), ref.len / DESC_SIZE, vq->chain_max);
 		return NULL;
 	}
+	if (vs_unlikely(vs_mem_is_view(vq->mem)) && is_miss(vq, ref.addr, ref.len, VS_PERM_READ))
+		return NULL;
 	table = vs_mem_gpa(vq->mem, ref.addr, ref.len);
 	if (!table)
 		desc_fail(vq, w, ref, "the indirect table is not wholly inside one memory region");
@@ -112,15 +129,18 @@ static inline void desc_copy(const uint8_t *p, uint64_t *lo, uint64_t *hi)
 struct part {
 	const char *name;
 	uint64_t uva, size, align;
+	int perm;
 };
 
 /* translate the parts of a ring: each aligned, each wholly inside one memory region */
-static inline int parts_map(const struct vs_vq *vq, const struct part part[3], uint8_t *host[3], struct vs_err *err)
+static inline int parts_map(struct vs_vq *vq, const struct part part[3], uint8_t *host[3], struct vs_err *err)
 {
 	for (int i = 0; i < 3; i++) {
 		if (part[i].uva % part[i].align)
 			return vs_err_set(err, EINVAL, "%s at uva 0x%" PRIx64 " is not aligned to %" PRIu64 " bytes",
 					  part[i].name, part[i].uva, part[i].align);
+		if (vq->mem && is_miss(vq, part[i].uva, part[i].size, part[i].perm))
+			return vs_err_set(err, EAGAIN, "%s: iova 0x%" PRIx64 " is not in the IOTLB", part[i].name, vq->miss);
 		host[i] = vq->mem ? vs_mem_uva(vq->mem, part[i].uva, part[i].size) : NULL;
 		if (!host[i])
 			return vs_err_set(err, EFAULT, "%s at uva 0x%" PRIx64 ", size 0x%" PRIx64

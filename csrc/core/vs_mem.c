@@ -340,7 +340,8 @@ uint64_t vs_mem_gpa_of(const struct vs_mem *m, const void *host)
 	/* linear, and rare: only a dirty log asks. That host is in the map is the caller's promise. */
 	while ((uintptr_t)host - (uintptr_t)r->host >= r->size)
 		r++;
-	return r->start + ((uintptr_t)host - (uintptr_t)r->host);
+	/* of the region, not of the range: that one's start is an IOVA in a view (vs_iotlb.h) */
+	return r->region->gpa + ((uintptr_t)host - (uintptr_t)r->region->host);
 }
 
 void vs_mb(void)

@@ -80,7 +80,7 @@ void *vs_mem_uva(const struct vs_mem *m, uint64_t uva, uint64_t len);
 
 /*
  * Translate [gpa, gpa + len) into at most max iovecs; a range may cross into an adjacent region. Returns the number of iovecs,
- * -EFAULT when a byte is not mapped, -E2BIG when max is too small. len 0 gives 0.
+ * -EFAULT when a byte is not mapped, -E2BIG when max is too small. len 0 gives 0. Permissions (vs_iotlb.h) are not looked at.
  */
 int vs_mem_iov(const struct vs_mem *m, uint64_t gpa, uint64_t len, struct iovec *iov, int max);
 

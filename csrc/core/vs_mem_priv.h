@@ -44,12 +44,18 @@ struct vs_range {
 struct vs_mem {
 	atomic_uint refs;
 	int n;
-	struct vs_range *by_gpa, *by_uva;	/* both in ranges[], n each, sorted by start, disjoint */
+	struct vs_range *by_gpa, *by_uva;	/* both in ranges[], n each, sorted by start, disjoint; a view has one for both */
+	uint8_t *perms;				/* of a view (vs_iotlb.h), beside by_gpa; NULL: everything may be read and written */
 	struct vs_range ranges[];
 };
 
 /* the guest-physical address of a host address inside the map */
 uint64_t vs_mem_gpa_of(const struct vs_mem *m, const void *host);
+
+static inline bool vs_mem_is_view(const struct vs_mem *m)
+{
+	return m->perms;
+}
 
 /* the range that holds addr, or NULL */
 static inline const struct vs_range *vs_range_find(const struct vs_range *t, int n, uint64_t addr)

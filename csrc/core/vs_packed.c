@@ -126,9 +126,9 @@ static int packed_map(struct vs_vq *vq, struct vs_err *err)
 {
 	/* virtio 1.3, 2.8.10.1: size and alignment of the three parts */
 	const struct part part[3] = {
-		{ "descriptor ring", vq->desc_uva, (uint64_t)DESC_SIZE * vq->num, 16 },
-		{ "driver event area", vq->avail_uva, 4, 4 },
-		{ "device event area", vq->used_uva, 4, 4 },
+		{ "descriptor ring", vq->desc_uva, (uint64_t)DESC_SIZE * vq->num, 16, VS_PERM_READ | VS_PERM_WRITE },
+		{ "driver event area", vq->avail_uva, 4, 4, VS_PERM_READ },
+		{ "device event area", vq->used_uva, 4, 4, VS_PERM_WRITE },
 	};
 	uint8_t *host[3];
 	int rc = parts_map(vq, part, host, err);

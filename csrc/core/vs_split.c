@@ -64,9 +64,9 @@ static int split_map(struct vs_vq *vq, struct vs_err *err)
 {
 	/* virtio 1.3, 2.7: size and alignment of the three parts */
 	const struct part part[3] = {
-		{ "descriptor table", vq->desc_uva, (uint64_t)DESC_SIZE * vq->num, 16 },
-		{ "available ring", vq->avail_uva, 6 + 2 * (uint64_t)vq->num, 2 },
-		{ "used ring", vq->used_uva, 6 + 8 * (uint64_t)vq->num, 4 },
+		{ "descriptor table", vq->desc_uva, (uint64_t)DESC_SIZE * vq->num, 16, VS_PERM_READ },
+		{ "available ring", vq->avail_uva, 6 + 2 * (uint64_t)vq->num, 2, VS_PERM_READ },
+		{ "used ring", vq->used_uva, 6 + 8 * (uint64_t)vq->num, 4, VS_PERM_WRITE },
 	};
 	uint8_t *host[3];
 	int rc = parts_map(vq, part, host, err);

@@ -157,10 +157,26 @@ void vs_vq_set_log(struct vs_vq *vq, struct vs_log *log, bool data, bool ring, u
 	vs_log_put(old);
 }
 
+bool vs_vq_fits(struct vs_vq *vq, struct vs_mem *mem)
+{
+	struct vs_vq probe = { .mem = mem, .num = vq->num, .desc_uva = vq->desc_uva, .avail_uva = vq->avail_uva,
+			       .used_uva = vq->used_uva };
+
+	return vq->ops->map(&probe, NULL) == 0;
+}
+
+bool vs_vq_missing(const struct vs_vq *vq, uint64_t *iova, int *perm)
+{
+	*iova = vq->miss;
+	*perm = vq->miss_perm;
+	return vq->miss_perm;
+}
+
 int vs_vq_start(struct vs_vq *vq, struct vs_err *err)
 {
 	int rc;
 
+	vq->miss_perm = 0;
 	if (vq->running)
 		return vs_err_set(err, EBUSY, "the ring runs already");
 	if (!vq->num)
@@ -244,12 +260,13 @@ int vs_vq_pop(struct vs_vq *vq, struct vs_chain *c)
 		vs_chain_drop(c);	/* the caller lost track of it; its ring slots stay taken, its memory need not */
 	c->n_out = c->n_in = 0;
 	c->out_len = c->in_len = c->touched = 0;
+	vq->miss_perm = 0;
 	again = is_again(vq);
 	rc = again ? vq->ops->pop_again(vq, c) : vq->ops->pop(vq, c);
 	if (vs_unlikely(rc <= 0)) {
 		if (rc < 0)
 			vs_chain_drop(c);
-		return rc;
+		return rc < 0 && vq->miss_perm ? 0 : rc;	/* a miss: nothing has moved */
 	}
 	if (again)
 		vq->track.again_at++;

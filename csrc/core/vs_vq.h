@@ -94,7 +94,7 @@ uint64_t vs_inflight_size(bool packed, uint32_t entries);	/* bytes of one queue'
  */
 void vs_vq_set_log(struct vs_vq *vq, struct vs_log *log, bool data, bool ring, uint64_t log_addr);
 
-int vs_vq_start(struct vs_vq *vq, struct vs_err *err);	/* 0, or -errno */
+int vs_vq_start(struct vs_vq *vq, struct vs_err *err);	/* 0, or -errno; -EAGAIN: the rings are not in the IOTLB */
 uint32_t vs_vq_stop(struct vs_vq *vq);			/* flushes; the base for GET_VRING_BASE; idempotent */
 bool vs_vq_running(const struct vs_vq *vq);
 bool vs_vq_broken(const struct vs_vq *vq);
@@ -103,7 +103,10 @@ const struct vs_err *vs_vq_error(const struct vs_vq *vq);
 void vs_vq_break(struct vs_vq *vq, int code, const char *text);
 uint32_t vs_vq_num(const struct vs_vq *vq);
 
-/* 1: *c is the next chain; 0: none available; -1: broken (the error fd was signalled when it became so) */
+/*
+ * 1: *c is the next chain; 0: none available; -1: broken (the error fd was signalled when it became so). Behind an IOMMU 0 may also
+ * mean that the next chain's addresses are not in the view of the IOTLB: vs_vq_missing() tells, and the chain waits.
+ */
 int vs_vq_pop(struct vs_vq *vq, struct vs_chain *c);
 /* pop into c[0..max): how many, or -1 when broken and none was popped before */
 int vs_vq_pop_many(struct vs_vq *vq, struct vs_chain **c, int max);
@@ -113,6 +116,11 @@ void vs_vq_unpop(struct vs_vq *vq, struct vs_chain *c);
 void vs_vq_push(struct vs_vq *vq, struct vs_chain *c, uint32_t written);
 /* publish what was pushed; signal the call fd if the driver wants it. 1: signalled, 0: not, -1: broken */
 int vs_vq_flush(struct vs_vq *vq);
+
+/* did the last pop (or a start that returned -EAGAIN) miss an IOVA? *perm: VS_PERM_... that it needs */
+bool vs_vq_missing(const struct vs_vq *vq, uint64_t *iova, int *perm);
+/* would the rings be where they are now, or anywhere, in this map? false: setting it would break a running vq */
+bool vs_vq_fits(struct vs_vq *vq, struct vs_mem *mem);
 
 /* kick suppression. enable returns true when chains became available meanwhile: process again before sleeping. */
 void vs_vq_disable_kick(struct vs_vq *vq);

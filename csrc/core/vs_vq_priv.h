@@ -137,6 +137,8 @@ struct vs_vq {
 	uint32_t chain_max;		/* descriptors that a chain may have: min(num, VS_CHAIN_MAX) */
 	uint64_t run;			/* of this start; 0 when idle */
 	struct vs_mem *mem;		/* NULL: none */
+	uint64_t miss;			/* what the last pop or start did not find in the IOTLB; meaningful with miss_perm != 0 */
+	int miss_perm;
 	union {				/* as ops says */
 		struct vs_split split;
 		struct vs_packed packed;

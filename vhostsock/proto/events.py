@@ -319,6 +319,9 @@ class Iotlb(Event):
     perm: int
     type: int
 
+    def reply(self, value: Any) -> Any:
+        return 0
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SharedObject(Event):

@@ -161,6 +161,8 @@ _ROWS = (
     # network devices
     Row(_R.SEND_RARP, wire.U64, events.Announce, needs=_P.RARP),
     Row(_R.NET_SET_MTU, wire.U64, events.MtuSet, needs=_P.NET_MTU),
+    # behind an IOMMU; the reply is due whatever was negotiated
+    Row(_R.IOTLB_MSG, wire.IOTLB, events.Iotlb, wire.U64, driver=VirtioFeature.ACCESS_PLATFORM, refusal=_FAILED),
     # shared objects and memory
     Row(_R.GET_SHARED_OBJECT, wire.UUID, events.SharedObject, wire.UUID, needs=_P.SHARED_OBJECT, refusal=b""),
     Row(_R.GET_SHMEM_CONFIG, reply=wire.SHMEM_CONFIG, needs=_P.SHMEM_MAP),

@@ -45,13 +45,17 @@ class FrontendChannel:
         self.sock.close()
 
     async def receive(self) -> Message:
-        """The next message, as strict as its row in proto/messages.py. EOFError when the back-end closed the channel."""
+        """``next``, within TIMEOUT seconds."""
         async with asyncio.timeout(TIMEOUT):
-            head, fds = await receive_exactly(self.sock, wire.HEADER_SIZE)
-            header = wire.HEADER.parse(head)
-            row = BACKEND_TABLE[BackendRequest(header.request)]
-            assert header.flags in (wire.REQUEST_FLAGS, wire.NEED_REPLY_FLAGS), hex(header.flags)
-            body, more = await receive_exactly(self.sock, header.size)
+            return await self.next()
+
+    async def next(self) -> Message:
+        """The next message, as strict as its row in proto/messages.py. EOFError when the back-end closed the channel."""
+        head, fds = await receive_exactly(self.sock, wire.HEADER_SIZE)
+        header = wire.HEADER.parse(head)
+        row = BACKEND_TABLE[BackendRequest(header.request)]
+        assert header.flags in (wire.REQUEST_FLAGS, wire.NEED_REPLY_FLAGS), hex(header.flags)
+        body, more = await receive_exactly(self.sock, header.size)
         assert not more
         assert len(fds) == row.fds, fds
         assert header.size == (row.payload.sizeof() if row.payload else 0)

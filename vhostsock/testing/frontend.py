@@ -27,11 +27,13 @@ from ..device import Device
 from ..errors import VhostsockError
 from ..proto import wire
 from ..proto.features import ProtocolFeature, VirtioFeature
+from ..proto.messages import TABLE
 from ..proto.wire import Request
 from ..recording import Tap
 from ..server import Server
 from .channel import FrontendChannel, receive_exactly
 from .driver import DriverQueue, GuestMemory, Region
+from .iommu import SHIFT, Iommu
 from .memory import DirtyPages
 from .messages import TIMEOUT, Messages, Refused
 from .packed import PackedQueue
@@ -78,6 +80,7 @@ class Frontend(Messages):
     features            virtio bits that ``start`` acks: what is offered, within ``accept`` (~0 takes packed rings, too)
     offered             virtio bits of the back-end, after ``handshake``
     protocol_features   acked protocol bits, after ``handshake``
+    iommu               what is between driver and back-end (iommu.py); None unless asked for
     channel             our end of the back-end channel (channel.py), after ``handshake`` with BACKEND_REQ
     """
 
@@ -93,6 +96,7 @@ class Frontend(Messages):
         config: bool = False,
         track: bool = False,
         protocol: int = 0,
+        iommu: bool = False,
     ) -> None:
         """config: there is a config space; track: ask for an in-flight region; protocol: bits to ack beyond the dialect's."""
         super().__init__()
@@ -106,11 +110,13 @@ class Frontend(Messages):
         self.protocol_features = ProtocolFeature(0)
         self.channel: FrontendChannel | None = None
         self.bases = [0] * queues
-        self._accept = accept
+        self.iommu = Iommu(self) if iommu else None
+        self._accept = accept if iommu else accept & ~VirtioFeature.ACCESS_PLATFORM
         self._more_protocol = ProtocolFeature(protocol) | (ProtocolFeature.CONFIG if config else ProtocolFeature(0))
         self._track = track
         self.inflight: tuple[int, int] | None = None
         self.log: DirtyPages | None = None
+        self._busy = asyncio.Lock()
         self._status = 0
         self._memory_sent = False
         self.queues: list[DriverQueue] = []
@@ -208,12 +214,13 @@ class Frontend(Messages):
         ack = ack and bool(self.protocol_features & ProtocolFeature.REPLY_ACK)
         flags = wire.NEED_REPLY_FLAGS if ack else wire.REQUEST_FLAGS
         message = wire.pack(request, flags, payload, value)
-        self.sent.append((request.name, int(flags), len(message) - wire.HEADER_SIZE))
-        await self.send(message, fds)
-        if reply is not None:
-            return await self.reply_to(request, reply)
-        if ack and await self.reply_to(request, wire.U64):
-            raise Refused(request.name)
+        async with self._busy:  # one message and its answer at a time, also when an IOMMU has something to say
+            self.sent.append((request.name, int(flags), len(message) - wire.HEADER_SIZE))
+            await self.send(message, fds)
+            if reply is not None:
+                return await self.reply_to(request, reply)
+            if ack and await self.reply_to(request, wire.U64):
+                raise Refused(request.name)
         return None
 
     async def reply_to(self, request: Request, payload: Construct) -> Any:
@@ -222,7 +229,8 @@ class Frontend(Messages):
         if (header.request, header.flags) != (request, wire.REPLY_FLAGS):
             raise AssertionError(f"reply to {request.name} has request {header.request}, flags {header.flags:#x}")
         body = await self.receive(header.size)
-        if not body:
+        if not body and payload is not wire.EMPTY:
+            assert TABLE[request].refusal == b"", f"reply to {request.name} is empty"
             raise Refused(request.name)
         value = payload.parse(body)
         if len(payload.build(value)) != len(body):
@@ -384,15 +392,19 @@ class Frontend(Messages):
             for region in regions:
                 await self.add_region(region)
         else:
-            table = {"n": len(regions), "regions": [_wire_region(region) for region in regions]}
+            table = {"n": len(regions), "regions": [self._wire_region(region) for region in regions]}
             await self.request(Request.SET_MEM_TABLE, wire.MEM_TABLE, table, fds=[r.fd for r in regions], ack=True)
 
     async def add_region(self, region: Region) -> None:
-        value = {"region": _wire_region(region)}
+        value = {"region": self._wire_region(region)}
         await self.request(Request.ADD_MEM_REG, wire.MEM_REGION, value, fds=[region.fd], ack=True)
 
     async def remove_region(self, region: Region) -> None:
-        await self.request(Request.REM_MEM_REG, wire.MEM_REGION, {"region": _wire_region(region)}, ack=True)
+        await self.request(Request.REM_MEM_REG, wire.MEM_REGION, {"region": self._wire_region(region)}, ack=True)
+
+    def _wire_region(self, region: Region) -> dict[str, int]:
+        gpa = region.gpa + SHIFT if self.iommu else region.gpa
+        return {"gpa": gpa, "size": region.size, "uva": region.uva, "offset": region.offset}
 
     async def set_ring(self, index: int) -> None:
         """SET_VRING_NUM, BASE and ADDR of a ring."""
@@ -402,8 +414,9 @@ class Frontend(Messages):
 
     def address(self, index: int) -> dict[str, int]:
         """The payload of SET_VRING_ADDR for a ring."""
-        desc, avail, used = self.queues[index].addresses
-        flags, log = (1 if self.log else 0), self.queues[index].used
+        queue = self.queues[index]
+        desc, avail, used = (queue.desc, queue.avail, queue.used) if self.iommu else queue.addresses
+        flags, log = (1 if self.log else 0), queue.used
         return {"index": index, "flags": flags, "desc": desc, "used": used, "avail": avail, "log": log}
 
     async def set_fd(self, request: Request, index: int, fd: int) -> None:
@@ -443,10 +456,6 @@ class Frontend(Messages):
             await self.set_fd(Request.SET_VRING_CALL, index, queue.call_fd)
 
 
-def _wire_region(region: Region) -> dict[str, int]:
-    return {"gpa": region.gpa, "size": region.size, "uva": region.uva, "offset": region.offset}
-
-
 @contextlib.asynccontextmanager
 async def attach(
     device: Device, *, negotiated: bool = True, started: bool = True, tap: Tap | None = None, **options: Any
@@ -466,6 +475,9 @@ async def attach(
         try:
             if negotiated:
                 await frontend.handshake()
+                if frontend.iommu:
+                    serving = asyncio.create_task(frontend.iommu.serve())
+                    stack.callback(serving.cancel)
                 if started:
                     await frontend.start()
             yield frontend
