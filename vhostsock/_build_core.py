@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 # in this order: a header may use what an earlier one declares
 HEADERS = [
-    "include/vso_abi.h", "include/vsock_abi.h", "core/vs_mem.h", "core/vs_iotlb.h", "core/vs_vq.h", "core/vs_io.h",
-    "engine/vs_engine.h",
+    "include/vso_abi.h", "include/vsock_abi.h", "core/vs_mem.h", "core/vs_iotlb.h", "core/vs_uffd.h", "core/vs_vq.h",
+    "core/vs_io.h", "engine/vs_engine.h",
 ]  # fmt: skip
 PRELUDE = """
 typedef uint16_t vso_le16;

@@ -2,6 +2,7 @@
 """One front-end's connection: reads it, and has each event of the protocol session carried out by the part that it concerns.
 
     vrings.py     rings and their states        channel.py    messages to the front-end
+    postcopy.py   memory that is on its way
     state.py      the device's state            here          the socket, guest memory, config space, what only devices know
 
 Everything of the connection is given back in ``_close``, however it ended: rings stopped, memory unmapped, descriptors closed.
@@ -16,7 +17,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from .channel import Channel
@@ -24,6 +25,7 @@ from .device import Device
 from .errors import FrontendError, RequestError
 from .memory import MemoryMap
 from .offers import session_config
+from .postcopy import Postcopy
 from .proto import Session, events, wire
 from .recording import Tap
 from .shmem import SharedMemory
@@ -49,6 +51,7 @@ class Backend:
         self._channel = Channel(self._session, self._fail, self._tap)
         self._vrings = Vrings(device, self._session, self._channel, self._fail, self._tap)
         self._transfer = Transfer()
+        self._postcopy = Postcopy(sock)
         self._error: Exception | None = None
         self._readable: asyncio.Future[None] | None = None
 
@@ -144,16 +147,25 @@ class Backend:
         await self._vrings.reset()
         self._device._was_reset()
 
-    async def _memory_table(self, event: events.MemoryTable) -> None:
+    async def _memory_table(self, event: events.MemoryTable) -> list[int] | None:
         with contextlib.ExitStack() as made:
             memory = MemoryMap.empty()
             for region, fd in zip(event.regions, event.fds, strict=True):
                 made.callback(memory.close)
                 memory = memory.with_region(fd.fileno(), **dataclasses.asdict(region))
-            self._vrings.use_memory(memory)
+            return self._use_memory(memory, event.regions)
 
-    async def _add_region(self, event: events.AddRegion) -> None:
-        self._vrings.use_memory(self._vrings.memory.with_region(event.fd.fileno(), **dataclasses.asdict(event.region)))
+    async def _add_region(self, event: events.AddRegion) -> list[int] | None:
+        memory = self._vrings.memory.with_region(event.fd.fileno(), **dataclasses.asdict(event.region))
+        return self._use_memory(memory, [event.region])
+
+    def _use_memory(self, memory: MemoryMap, new: Sequence[events.Region]) -> list[int] | None:
+        """Where the new regions are here, when the front-end has to know (postcopy). Nobody touches them before."""
+        listening = self._session.listening
+        if listening:
+            self._postcopy.register(memory)
+        self._vrings.use_memory(memory)
+        return [Postcopy.base(memory, region) for region in new] if listening else None
 
     async def _remove_region(self, event: events.RemoveRegion) -> None:
         region = event.region
@@ -170,6 +182,15 @@ class Backend:
 
     async def _config_write(self, event: events.ConfigWrite) -> None:
         self._device.write_config(event.offset, event.data, event.flags)
+
+    async def _postcopy_advise(self, _event: events.PostcopyAdvise) -> events.WithFd:
+        return events.WithFd(None, self._postcopy.advise())
+
+    async def _postcopy_listen(self, _event: events.PostcopyListen) -> None:
+        self._postcopy.listen(self._vrings.memory)
+
+    async def _postcopy_end(self, _event: events.PostcopyEnd) -> None:
+        self._postcopy.end(self._vrings.memory)
 
     async def _announce(self, event: events.Announce) -> None:
         mac = wire.U64.build(event.value)[:6]
@@ -216,6 +237,7 @@ class Backend:
     async def _close(self) -> None:
         self._device._channel = None
         self._device._shared_memory = None
+        self._postcopy.end(self._vrings.memory)
         self._sock.close()
         await self._transfer.close()
         try:
@@ -264,6 +286,9 @@ _HANDLERS: dict[type[events.Event], Callable[[Backend, Any], Awaitable[Any]]] = 
     events.ConfigRead: Backend._config_read,
     events.ConfigWrite: Backend._config_write,
     events.Iotlb: lambda backend, event: backend._vrings.set_iotlb(event),
+    events.PostcopyAdvise: Backend._postcopy_advise,
+    events.PostcopyListen: Backend._postcopy_listen,
+    events.PostcopyEnd: Backend._postcopy_end,
     events.Announce: Backend._announce,
     events.MtuSet: Backend._set_mtu,
     events.SharedObject: Backend._shared_object,

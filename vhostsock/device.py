@@ -51,6 +51,8 @@ class Device:
     inflight          requests survive a crash: the front-end keeps which are under way, and they come again (``chain.again``).
                       And a queue that stops cancels them instead of waiting. For requests that may be carried out twice
     migratable        keep a dirty log for live migration; what the device itself remembers is another matter
+    postcopy          offer to be migrated in postcopy: memory may arrive when it is touched, and whoever touches it waits.
+                      Needs the right to make a userfaultfd (root, or access to /dev/userfaultfd)
     iommu             offer to work behind an IOMMU (ACCESS_PLATFORM). For devices with the default data plane
     inband            offer kicks and calls by messages, for simulations: slow, and a front-end has to want it
     shared_objects    exchange dma-bufs with other devices of the machine: see ``shared_object`` and ``share_object``
@@ -71,6 +73,7 @@ class Device:
     in_order: bool = False
     inflight: bool = False
     migratable: bool = False
+    postcopy: bool = False
     iommu: bool = False
     inband: bool = False
     shared_objects: bool = False

@@ -72,6 +72,10 @@ OFFERS = (
         "shmem", lambda d: bool(d.shmem),
         protocol=_P.SHMEM_MAP | _P.BACKEND_SEND_FD, text="shared memory regions",
     ),
+    Offer(
+        "postcopy = True", lambda d: d.postcopy,
+        protocol=_P.PAGEFAULT, text="migrations in which the guest runs here before its memory has arrived",
+    ),
     Offer("inband = True", lambda d: d.inband, protocol=_P.INBAND_NOTIFICATIONS, text="kicks and calls as messages"),
     Offer("iommu = True", lambda d: d.iommu, _V.ACCESS_PLATFORM, text="drivers behind an IOMMU"),
     Offer("packed = True", lambda d: d.packed, _V.RING_PACKED, text="packed rings"),

@@ -172,6 +172,9 @@ _ROWS = (
         fds=one_fd, needs=_P.DEVICE_STATE, refusal=bytes(wire.U64.build(0x101)),
     ),
     Row(_R.CHECK_DEVICE_STATE, None, events.StateCheck, wire.U64, needs=_P.DEVICE_STATE, refusal=_FAILED),
+    Row(_R.POSTCOPY_ADVISE, None, events.PostcopyAdvise, wire.EMPTY, needs=_P.PAGEFAULT, refusal=b""),
+    Row(_R.POSTCOPY_LISTEN, None, events.PostcopyListen, needs=_P.PAGEFAULT, forced=True),
+    Row(_R.POSTCOPY_END, None, events.PostcopyEnd, wire.U64, needs=_P.PAGEFAULT, refusal=_FAILED),
 )  # fmt: skip
 
 _BACKEND_ROWS = (

@@ -395,6 +395,33 @@ class Frontend(Messages):
             table = {"n": len(regions), "regions": [self._wire_region(region) for region in regions]}
             await self.request(Request.SET_MEM_TABLE, wire.MEM_TABLE, table, fds=[r.fd for r in regions], ack=True)
 
+    async def postcopy_listen(self) -> None:
+        """POSTCOPY_LISTEN. QEMU asks for an ack whether or not there are acks, and waits for it."""
+        async with self._busy:
+            await self.send(wire.pack(Request.POSTCOPY_LISTEN, wire.NEED_REPLY_FLAGS))
+            if await self.reply_to(Request.POSTCOPY_LISTEN, wire.U64):
+                raise Refused("POSTCOPY_LISTEN")
+
+    async def send_memory_late(self) -> dict[int, int]:
+        """All of guest memory while the back-end listens, and QEMU's word that it knows where: {base there: region's gpa}."""
+        self._memory_sent = True
+        regions, bases = self.memory.regions, dict[int, int]()
+        if self.protocol_features & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            kind = Request.ADD_MEM_REG
+            for region in regions:
+                value = {"region": self._wire_region(region)}
+                answer = await self.request(kind, wire.MEM_REGION, value, fds=[region.fd], reply=wire.MEM_REGION)
+                assert answer.region.gpa == value["region"]["gpa"]
+                bases[answer.region.uva] = region.gpa
+        else:
+            kind = Request.SET_MEM_TABLE
+            table = {"n": len(regions), "regions": [self._wire_region(region) for region in regions]}
+            fds = [region.fd for region in regions]
+            answer = await self.request(kind, wire.MEM_TABLE, table, fds=fds, reply=wire.MEM_TABLE)
+            bases = {there.uva: region.gpa for there, region in zip(answer.regions, regions, strict=True)}
+        await self.send(wire.pack(kind, wire.REQUEST_FLAGS, wire.U64, 0))
+        return bases
+
     async def add_region(self, region: Region) -> None:
         value = {"region": self._wire_region(region)}
         await self.request(Request.ADD_MEM_REG, wire.MEM_REGION, value, fds=[region.fd], ack=True)

@@ -115,6 +115,18 @@ class Messages:
                 await asyncio.wait_for(asyncio.to_thread(_write_all, writer[0], data), TIMEOUT)
         await self.check_state()
 
+    async def postcopy_advise(self) -> int:
+        """POSTCOPY_ADVISE: the userfaultfd, the caller's to close. Refused when the back-end has none."""
+        await self.request(Request.POSTCOPY_ADVISE, reply=wire.EMPTY)
+        if not self.reply_fds:
+            raise Refused("POSTCOPY_ADVISE")
+        return self.take_fd()
+
+    async def postcopy_end(self) -> None:
+        """POSTCOPY_END"""
+        if await self.request(Request.POSTCOPY_END, reply=wire.U64):
+            raise Refused("POSTCOPY_END")
+
     def take_fd(self) -> int:
         """The one descriptor of the last reply."""
         [fd] = self.reply_fds
