@@ -53,6 +53,7 @@ class Device:
     migratable        keep a dirty log for live migration; what the device itself remembers is another matter
     postcopy          offer to be migrated in postcopy: memory may arrive when it is touched, and whoever touches it waits.
                       Needs the right to make a userfaultfd (root, or access to /dev/userfaultfd)
+    gpa_addresses     offer to be told guest-physical addresses where it would be the front-end's own virtual ones
     iommu             offer to work behind an IOMMU (ACCESS_PLATFORM). For devices with the default data plane
     inband            offer kicks and calls by messages, for simulations: slow, and a front-end has to want it
     shared_objects    exchange dma-bufs with other devices of the machine: see ``shared_object`` and ``share_object``
@@ -74,6 +75,7 @@ class Device:
     inflight: bool = False
     migratable: bool = False
     postcopy: bool = False
+    gpa_addresses: bool = False
     iommu: bool = False
     inband: bool = False
     shared_objects: bool = False

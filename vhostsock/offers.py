@@ -76,6 +76,7 @@ OFFERS = (
         "postcopy = True", lambda d: d.postcopy,
         protocol=_P.PAGEFAULT, text="migrations in which the guest runs here before its memory has arrived",
     ),
+    Offer("gpa_addresses = True", lambda d: d.gpa_addresses, protocol=_P.GPA_ADDRESSES, text="no addresses of the front-end"),
     Offer("inband = True", lambda d: d.inband, protocol=_P.INBAND_NOTIFICATIONS, text="kicks and calls as messages"),
     Offer("iommu = True", lambda d: d.iommu, _V.ACCESS_PLATFORM, text="drivers behind an IOMMU"),
     Offer("packed = True", lambda d: d.packed, _V.RING_PACKED, text="packed rings"),

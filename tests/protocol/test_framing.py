@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from vhostsock.errors import FrontendError, UsageError
 from vhostsock.offers import OFFERS
 from vhostsock.proto import Request, Session, SessionConfig, events, wire
-from vhostsock.proto.features import NEVER_OFFERED, RING_FEATURES
+from vhostsock.proto.features import RING_FEATURES, ProtocolFeature
 from vhostsock.proto.messages import TABLE
 
 STATE = wire.VRING_STATE
-# all that any device can have offered, but what is not for QEMU
-PROTOCOL = functools.reduce(operator.or_, (offer.protocol for offer in OFFERS)) & ~NEVER_OFFERED
+# all that any device can have offered, but for GPA_ADDRESSES, which narrows what a memory region may be
+PROTOCOL = functools.reduce(operator.or_, (offer.protocol for offer in OFFERS)) & ~ProtocolFeature.GPA_ADDRESSES
 CONFIG = SessionConfig(RING_FEATURES, PROTOCOL, num_queues=2)
 
 

@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "polling": set(),
     "vrings": {"errors", "memory", "iotlb", "ring", "proto", "device", "channel", "inband", "polling", "recording"},
     "channel": {"errors", "proto", "recording"},
-    "backend": {"errors", "memory", "proto", "device", "offers", "vrings", "channel", "postcopy", "shmem", "state", "recording"},
+    "backend": {
+        "errors", "memory", "proto", "device", "offers", "vrings", "channel", "postcopy", "shmem", "state", "recording",
+    },
     "sockfile": set(),
     "server": {"errors", "device", "offers", "backend", "recording", "sockfile"},
     "devices": {"errors", "ring", "fileio", "device"},

@@ -304,6 +304,16 @@ class Session:
         if payload["num"]:
             raise FrontendError(f"VRING_KICK: ring {payload['index']}: num is {payload['num']}, must be 0")
 
+    def _check_regions(self, payload: Any) -> None:
+        """With GPA_ADDRESSES every address is a guest-physical one, and the regions say so; then all else works as without."""
+        if not self.protocol_features & ProtocolFeature.GPA_ADDRESSES:
+            return
+        for region in payload["regions"] if "regions" in payload else [payload["region"]]:
+            if region["uva"] != region["gpa"]:
+                raise FrontendError(
+                    f"memory region at gpa {region['gpa']:#x} has user address {region['uva']:#x}: with GPA_ADDRESSES both are one"
+                )
+
     def _shmem_config(self) -> dict[str, Any]:
         sizes = self.config.shmem
         return {"n": sum(size > 0 for size in sizes), "sizes": [*sizes, *[0] * (wire.SHMEM_REGIONS - len(sizes))]}
@@ -354,6 +364,9 @@ _CHECKS: dict[Request, Callable[[Session, Any], None]] = {
     Request.GET_CONFIG: Session._check_config,
     Request.SET_CONFIG: Session._check_config,
     Request.VRING_KICK: Session._check_reserved,
+    Request.SET_MEM_TABLE: Session._check_regions,
+    Request.ADD_MEM_REG: Session._check_regions,
+    Request.REM_MEM_REG: Session._check_regions,
 }
 
 _EFFECTS: dict[type[events.Event], Callable[[Session, Any], None]] = {

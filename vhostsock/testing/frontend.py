@@ -431,7 +431,11 @@ class Frontend(Messages):
 
     def _wire_region(self, region: Region) -> dict[str, int]:
         gpa = region.gpa + SHIFT if self.iommu else region.gpa
-        return {"gpa": gpa, "size": region.size, "uva": region.uva, "offset": region.offset}
+        return {"gpa": gpa, "size": region.size, "uva": gpa if self._by_gpa else region.uva, "offset": region.offset}
+
+    @property
+    def _by_gpa(self) -> bool:
+        return bool(self.protocol_features & ProtocolFeature.GPA_ADDRESSES)
 
     async def set_ring(self, index: int) -> None:
         """SET_VRING_NUM, BASE and ADDR of a ring."""
@@ -442,7 +446,7 @@ class Frontend(Messages):
     def address(self, index: int) -> dict[str, int]:
         """The payload of SET_VRING_ADDR for a ring."""
         queue = self.queues[index]
-        desc, avail, used = (queue.desc, queue.avail, queue.used) if self.iommu else queue.addresses
+        desc, avail, used = (queue.desc, queue.avail, queue.used) if self.iommu or self._by_gpa else queue.addresses
         flags, log = (1 if self.log else 0), queue.used
         return {"index": index, "flags": flags, "desc": desc, "used": used, "avail": avail, "log": log}
 

@@ -11,7 +11,7 @@ import asyncio
 import mmap
 from typing import TYPE_CHECKING, Any
 
-from ..proto import wire
+from ..proto import ProtocolFeature, wire
 from ..proto.wire import BackendRequest, IotlbType, Request
 from .messages import Refused
 
@@ -69,11 +69,17 @@ class Iommu:
         page = iova // PAGE * PAGE
         perm = self.denied.get(page, 3)
         try:
-            uva = self._frontend.memory.uva(page)
+            uva = self.address(page)
         except IndexError:
             return
         if perm:
             await self.update(page, PAGE, uva, perm)
+
+    def address(self, iova: int) -> int:
+        """What the front-end calls the place of ``iova``: its own address, or with GPA_ADDRESSES the guest-physical one."""
+        by_gpa = self._frontend.protocol_features & ProtocolFeature.GPA_ADDRESSES
+        uva = self._frontend.memory.uva(iova)  # IndexError where there is no memory
+        return iova + SHIFT if by_gpa else uva
 
     async def update(self, iova: int, size: int, uva: int, perm: int) -> None:
         """IOTLB_MSG. Refused when the back-end says so."""
