@@ -16,9 +16,10 @@ from vhostsock.proto import ProtocolFeature, Request, VirtioFeature, messages, w
 from vhostsock.proto.features import DEVICE_FEATURES, NEVER_OFFERED, names
 from vhostsock.proto.messages import Row
 
-__all__ = ["BACKEND_MESSAGES", "FACTS", "PAGE", "page"]
+__all__ = ["BACKEND_MESSAGES", "FACTS", "FRONTEND", "PAGE", "QEMU", "SESSION", "WHY_NOT", "page", "traces_with"]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol-support.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "protocol-support.md"
 
 # "Back-end message types" of the vhost-user document of QEMU 11.1
 BACKEND_MESSAGES = {
@@ -42,6 +43,49 @@ FACTS: dict[enum.IntFlag, tuple[str, str, str, str]] = {
     VirtioFeature.ACCESS_PLATFORM: ("no", "no", "by a flag", "no"),
     VirtioFeature.RING_PACKED: ("no", "no", "yes", "blk, opt-in"),
 }
+
+# What is not offered or served, by what it belongs to, and why
+WHY_NOT: dict[str, str] = {
+    "CROSS_ENDIAN, SET_VRING_ENDIAN": "for legacy devices of the other byte order; rings here are little-endian, as VERSION_1"
+    " has it",
+    "CRYPTO_SESSION, CREATE_CRYPTO_SESSION, CLOSE_CRYPTO_SESSION": "for crypto devices, of which there is none here",
+    "GPU_SET_SOCKET": "for display devices, which have a protocol of their own behind it",
+    "HOST_NOTIFIER, VRING_HOST_NOTIFIER_MSG": "gives the guest a page of real hardware to ring; a device in software has none",
+    "XEN_MMAP": "for Xen; QEMU takes the bit when it is offered, and sends memory regions without it",
+    "NOTIFICATION_DATA, NOTIF_CONFIG_DATA": "a kick through an eventfd carries no data",
+    "RING_RESET": "no message tells a back-end that one ring was reset",
+    "SR_IOV, ADMIN_VQ, ORDER_PLATFORM": "properties of a device on a real bus",
+    "NOTIFY_ON_EMPTY, ANY_LAYOUT": "for legacy drivers",
+}
+
+# What each message was proven with; tests/repo holds these lists to what is there.
+# SESSION: fed to the session alone, also in wrong ways (tests/protocol). FRONTEND: sent to a device by vhostsock.testing
+# (tests/device).
+# QEMU: sent by a real one to a device of ours in the end-to-end tests, as their recordings have it.
+SESSION = [
+    "GET_FEATURES", "SET_FEATURES", "SET_OWNER", "RESET_OWNER", "GET_PROTOCOL_FEATURES", "SET_PROTOCOL_FEATURES",
+    "SET_BACKEND_REQ_FD", "GET_QUEUE_NUM", "GET_CONFIG", "SET_CONFIG", "SET_STATUS", "GET_STATUS", "RESET_DEVICE",
+    "SET_MEM_TABLE", "GET_MAX_MEM_SLOTS", "REM_MEM_REG", "SET_VRING_NUM", "SET_VRING_ADDR", "GET_VRING_BASE",
+    "SET_VRING_KICK", "SET_VRING_CALL",
+]  # fmt: skip
+FRONTEND = [
+    "GET_FEATURES", "SET_FEATURES", "SET_OWNER", "GET_PROTOCOL_FEATURES", "SET_PROTOCOL_FEATURES", "SET_BACKEND_REQ_FD",
+    "GET_QUEUE_NUM", "GET_CONFIG", "SET_CONFIG", "SET_STATUS", "GET_STATUS", "RESET_DEVICE", "SET_MEM_TABLE",
+    "GET_MAX_MEM_SLOTS", "ADD_MEM_REG", "REM_MEM_REG", "SET_LOG_FD", "SET_VRING_NUM", "SET_VRING_ADDR", "SET_VRING_BASE",
+    "GET_VRING_BASE", "SET_VRING_KICK", "SET_VRING_CALL", "SET_VRING_ERR", "SET_VRING_ENABLE", "VRING_KICK",
+    "GET_INFLIGHT_FD", "SET_INFLIGHT_FD", "SEND_RARP", "NET_SET_MTU", "IOTLB_MSG", "GET_SHARED_OBJECT", "GET_SHMEM_CONFIG",
+    "SET_DEVICE_STATE_FD", "CHECK_DEVICE_STATE", "POSTCOPY_ADVISE", "POSTCOPY_LISTEN", "POSTCOPY_END",
+]  # fmt: skip
+QEMU_7_2 = [
+    "ADD_MEM_REG", "GET_FEATURES", "GET_MAX_MEM_SLOTS", "GET_PROTOCOL_FEATURES", "GET_QUEUE_NUM", "GET_STATUS",
+    "GET_VRING_BASE", "SET_BACKEND_REQ_FD", "SET_FEATURES", "SET_OWNER", "SET_PROTOCOL_FEATURES", "SET_STATUS",
+    "SET_VRING_ADDR", "SET_VRING_BASE", "SET_VRING_CALL", "SET_VRING_ENABLE", "SET_VRING_ERR", "SET_VRING_KICK",
+    "SET_VRING_NUM",
+]  # fmt: skip
+QEMU_11_1 = [
+    *QEMU_7_2, "CHECK_DEVICE_STATE", "GET_SHMEM_CONFIG", "IOTLB_MSG", "RESET_DEVICE", "SET_DEVICE_STATE_FD",
+]  # fmt: skip
+QEMU = {"7.2": QEMU_7_2, "11.1": QEMU_11_1}
 
 _FDS = {
     messages.no_fds: "",
@@ -90,6 +134,19 @@ Bits of the virtio feature word that are not a device type's own: those (bits {d
 
 {ring_features}
 
+## What is missing, and why
+
+{why_not}
+
+## What each message was proven with
+
+*Session*: the protocol's state machine alone is fed with it in tests/protocol, also in wrong ways. *Front-end*: the front-end
+of `vhostsock.testing` sends it to a device in tests/device. *Traces*: how many recorded sessions in tests/data/traces (of
+QEMU and DPDK, with other back-ends) have it and are replayed. *QEMU*: versions that were seen to send it to a device of this
+project in an end-to-end test.
+
+{proofs}
+
 ## The other back-ends
 
 Their columns hold what their source says at the version named, for those bits that were looked up. An empty cell means that
@@ -110,6 +167,16 @@ def _request(request: Request, row: Row | None) -> tuple[str, ...]:
     needs = names(row.needs) if row.needs else ""
     reply = "ack" if row.reply is None else "its own"
     return str(request.value), request.name, "yes", needs, _WHEN[row.phases], _FDS[row.fds], reply
+
+
+def traces_with(name: str) -> int:
+    """How many recorded sessions have the message."""
+    return sum(f" -> {name} " in path.read_text() for path in (ROOT / "tests/data/traces").glob("*.txt"))
+
+
+def _proof(name: str) -> tuple[str, ...]:
+    seen = ", ".join(version for version, names in QEMU.items() if name in names)
+    return name, "yes" if name in SESSION else "", "yes" if name in FRONTEND else "", str(traces_with(name) or ""), seen
 
 
 def _bit(bit: enum.IntFlag, ours: str) -> tuple[str, ...]:
@@ -156,6 +223,11 @@ def page() -> str:
         ),
         protocol_features=_table(bits, (_bit(bit, _ours(bit)) for bit in ProtocolFeature)),
         ring_features=_table(bits, (_bit(bit, _ours(bit)) for bit in VirtioFeature)),
+        why_not="\n".join(f"- {what}: {why}." for what, why in WHY_NOT.items()),
+        proofs=_table(
+            ("message", "session", "front-end", "traces", "QEMU"),
+            (_proof(request.name) for request in Request if request in messages.TABLE),
+        ),
         device_bits=_ranges(DEVICE_FEATURES),
     )
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.data.protocol_support import BACKEND_MESSAGES, FACTS, PAGE, page
+from tests.data.protocol_support import BACKEND_MESSAGES, FACTS, FRONTEND, PAGE, QEMU, ROOT, SESSION, WHY_NOT, page, traces_with
 from vhostsock.devices.rng import Rng
 from vhostsock.offers import session_config
 from vhostsock.proto import ProtocolFeature, Request, VirtioFeature, messages, wire
@@ -54,6 +54,34 @@ def test_what_the_page_says_is_what_a_device_offers(attribute: str | None) -> No
     ):
         said = {name for name, row in rows_of(text, heading).items() if row[2] in words}
         assert said == {bit.name for bit in kind if bit & offered}
+
+
+def test_a_message_is_said_to_be_proven_with_what_there_is() -> None:
+    session = "".join(path.read_text() for path in (ROOT / "tests/protocol").glob("*.py"))
+    for name in SESSION:
+        assert re.search(rf"\b(R|Request)\.{name}\b", session), f"{name} is not in tests/protocol"
+    places = [*(ROOT / "vhostsock/testing").glob("*.py"), *(ROOT / "tests/device").glob("*.py")]
+    frontend = "".join(path.read_text() for path in places)
+    for name in FRONTEND:
+        assert re.search(rf"Request\.{name}\b", frontend), f"{name} is sent by no front-end in tests/device"
+    for name in {*SESSION, *FRONTEND, *(name for names in QEMU.values() for name in names)}:
+        assert Request[name] in messages.TABLE
+
+
+def test_every_message_that_is_served_is_proven_with_something() -> None:
+    for row in messages.TABLE.values():
+        name = row.request.name
+        assert name in SESSION or name in FRONTEND or traces_with(name), f"{name} is served, and tested by nothing"
+
+
+def test_what_is_not_served_has_a_reason() -> None:
+    explained = {word.strip() for what in WHY_NOT for word in what.split(",")}
+    offered_somehow = {name for table in ("Protocol features", "Ring features")
+                       for name, row in rows_of(PAGE.read_text(), table).items() if row[2] not in ("no", "never")}  # fmt: skip
+    missing = {request.name for request in Request if request not in messages.TABLE}
+    missing |= set(BACKEND_MESSAGES.values()) - set(wire.BackendRequest.__members__)
+    missing |= {*ProtocolFeature.__members__, *VirtioFeature.__members__} - offered_somehow
+    assert missing == explained
 
 
 def test_facts_are_about_bits_that_have_a_row() -> None:

@@ -310,9 +310,8 @@ class Session:
             return
         for region in payload["regions"] if "regions" in payload else [payload["region"]]:
             if region["uva"] != region["gpa"]:
-                raise FrontendError(
-                    f"memory region at gpa {region['gpa']:#x} has user address {region['uva']:#x}: with GPA_ADDRESSES both are one"
-                )
+                gpa, uva = region["gpa"], region["uva"]
+                raise FrontendError(f"memory region at gpa {gpa:#x} has user address {uva:#x}: with GPA_ADDRESSES both are one")
 
     def _shmem_config(self) -> dict[str, Any]:
         sizes = self.config.shmem
