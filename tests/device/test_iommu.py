@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import mmap
+import os
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.device.devices import Gate, Upper
 from vhostsock.offers import session_config
 from vhostsock.proto import ProtocolFeature, Request, VirtioFeature, wire
 from vhostsock.testing.frontend import QEMU_11_1, BackendGone, Dialect, Frontend, Refused, attach
-from vhostsock.testing.iommu import Iommu
+from vhostsock.testing.iommu import SHIFT, Iommu
 
 PAGE = mmap.PAGESIZE
 ROOM = 1 << 22
@@ -272,6 +273,36 @@ async def test_more_pages_than_the_table_holds_are_asked_for_again() -> None:
             await iommu.update((1 << 50) + page * PAGE, PAGE, frontend.memory.regions[0].uva, 3)
         await answered(frontend)
         assert len(iommu.misses) > ring
+
+
+@in_loop
+async def test_the_dirty_log_has_guest_physical_addresses() -> None:
+    class Moving(Behind):
+        migratable = True
+
+    async with behind(Moving()) as frontend:
+        await answered(frontend)
+        size = (SHIFT + (1 << 33)) // PAGE // 8
+        fd = os.memfd_create("log")
+        try:
+            os.ftruncate(fd, size)
+            await frontend.set_log(fd, size)
+            await frontend.request(Request.SET_FEATURES, wire.U64, frontend.features, ack=True)  # with LOG_ALL
+            room = frontend.memory.alloc(PAGE)
+            queue, used = frontend.queues[0], frontend.queues[0].used_idx
+            queue.write_desc(queue.num - 2, queue.desc, 4, 1, queue.num - 1)
+            queue.write_desc(queue.num - 1, room, 4, 2)
+            queue.offer(queue.num - 2)
+            queue.publish()
+            queue.kick()
+            while queue.used_idx == used:
+                await frontend.settled()
+            await frontend.pause()
+            page = (room + SHIFT) // PAGE
+            assert os.pread(fd, 1, page // 8)[0] >> page % 8 & 1
+            assert not os.pread(fd, 1, room // PAGE // 8)[0]
+        finally:
+            os.close(fd)
 
 
 @in_loop

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["SHIFT", "Iommu"]
 
 PAGE = mmap.PAGESIZE
-SHIFT = 1 << 44  # from a driver's address to the guest-physical one that the back-end is told
+SHIFT = 1 << 36  # from a driver's address to the guest-physical one that the back-end is told
 
 
 class Iommu:

@@ -115,6 +115,10 @@ class Messages:
                 await asyncio.wait_for(asyncio.to_thread(_write_all, writer[0], data), TIMEOUT)
         await self.check_state()
 
+    async def set_log(self, fd: int, size: int, *, offset: int = 0) -> None:
+        """SET_LOG_BASE: a dirty log of ``size`` bytes, a bit for each 4 KiB from guest-physical address 0 on."""
+        await self.request(Request.SET_LOG_BASE, wire.LOG, {"size": size, "offset": offset}, fds=[fd], reply=wire.U64)
+
     async def postcopy_advise(self) -> int:
         """POSTCOPY_ADVISE: the userfaultfd, the caller's to close. Refused when the back-end has none."""
         await self.request(Request.POSTCOPY_ADVISE, reply=wire.EMPTY)
