@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import errno
 import functools
 import logging
 import os
@@ -36,48 +34,20 @@ from .errors import FrontendError
 from .inband import Signal, new_eventfd
 from .iotlb import Iotlb
 from .memory import DirtyLog, InflightArea, MemoryMap
+from .misses import Misses
 from .polling import Poller
 from .proto import Session, events, wire
 from .proto.features import ProtocolFeature, VirtioFeature
 from .recording import Tap
 from .ring import NotTranslated
+from .ringstate import Ring
 
-__all__ = ["Ring", "Vrings"]
+__all__ = ["Vrings"]
 
 log = logging.getLogger("vhostsock.server")
 
 VRING_F_LOG = 1  # in the flags of SET_VRING_ADDR
 PACKED_START = 0x8000_8000  # of a packed ring: both places 0, both wrap counters 1 (virtio 1.3, 2.8.1)
-
-
-@dataclasses.dataclass(slots=True)
-class Ring:
-    """One ring. The fields are the front-end's values; ``queue.vring`` has them too."""
-
-    queue: Queue
-    call: Signal | None = None  # in-band notifications, instead of fds that the front-end did not give
-    err: Signal | None = None
-    fds_set: set[str] = dataclasses.field(default_factory=set)  # "call", "err": the front-end chose how, once for all
-    polled: bool = False  # the queue's kick fd is ours, and polling writes to it
-    inband_kick: bool = False  # the queue's kick fd is ours, and VRING_KICK writes to it
-    waiting: bool = False  # started, and the vring does not run: behind an IOMMU its parts are not translated yet
-    asked: tuple[int, int] | None = None  # the miss that is under way for it
-    enabled: bool = False
-    started: bool = False
-    attached: bool = False
-    num: int = 0
-    address: tuple[int, int, int] = (0, 0, 0)  # desc, avail, used, as Vring.set_addr takes them
-    base: int | None = None  # None: nobody said, so from the beginning
-    features: int = 0
-    logged: bool = False  # VRING_F_LOG
-    log_address: int = 0
-    suspended: bool = False  # detached with requests in flight, and not restarted since
-    stopped_with: tuple[Any, ...] | None = None
-
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """What a pause keeps and a new driver most likely changes."""
-        return self.num, self.address, self.base, self.features & ~VirtioFeature.LOG_ALL
 
 
 class Vrings:
@@ -93,7 +63,6 @@ class Vrings:
         self._session = session
         self._channel = channel
         self._tap = tap
-        self._fail = fail
         self.memory = MemoryMap.empty()
         self._inflight: InflightArea | None = None
         self._log: DirtyLog | None = None
@@ -101,7 +70,7 @@ class Vrings:
         self._poller = Poller(self._poll)
         self._iotlb: Iotlb | None = None  # while ACCESS_PLATFORM is acked
         self._view = self.memory  # what the vrings translate with
-        self._misses: set[asyncio.Task[None]] = set()
+        self._misses = Misses(session, channel, fail)
         self._rings = [Ring(Queue(index, fail)) for index in range(device.num_queues)]
         for ring in self._rings:
             self._install(ring)
@@ -357,39 +326,7 @@ class Vrings:
         self._attach_ready()
 
     def _missed(self, ring: Ring, iova: int, perm: int) -> None:
-        """Ask the front-end, unless that question is under way; the ring waits, and the others do not."""
-        if Iotlb.has(self._view, iova, perm):  # it came meanwhile
-            if ring.queue.plane:
-                ring.queue.plane.wake()
-        elif ring.asked != (iova, perm):
-            ring.asked = iova, perm
-            task = asyncio.get_running_loop().create_task(self._ask(ring, ring.asked))
-            self._misses.add(task)
-            task.add_done_callback(self._misses.discard)
-
-    async def _ask(self, ring: Ring, asked: tuple[int, int]) -> None:
-        iova, perm = asked
-        miss = {"iova": iova, "perm": perm, "type": wire.IotlbType.MISS}
-        answered = bool(self._session.protocol_features & ProtocolFeature.REPLY_ACK)
-        try:
-            await self._channel.call(wire.BackendRequest.IOTLB_MSG, miss)
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                self._fail(FrontendError(f"ring {ring.queue.index}: a driver behind an IOMMU needs the back-end channel"))
-                return
-            if error.errno != errno.EREMOTEIO:
-                return  # the channel is gone, and with it most likely the front-end
-            answered = True
-        # An update would have come before the answer. "is": the same question may have been put again since.
-        if ring.asked is asked and answered:
-            ring.asked = None
-            why = f"iova {iova:#x} is not mapped for {'reading' if perm == 1 else 'writing'}"
-            if ring.attached:
-                ring.queue.vring.fail(why)
-                if ring.queue.plane:
-                    ring.queue.plane.wake()
-            else:
-                log.warning("ring %d: %s; it waits until the front-end maps it", ring.queue.index, why)
+        self._misses.ask(ring, self._view, iova, perm)
 
     def _run(self, ring: Ring) -> None:
         """Start the vring, now or when its parts are translated."""
@@ -518,8 +455,7 @@ class Vrings:
                 for signal in (ring.call, ring.err):
                     if signal:
                         signal.close()
-            for task in self._misses:
-                task.cancel()
+            self._misses.close()
             if self._view is not self.memory:
                 self._view.close()
             self.memory.close()

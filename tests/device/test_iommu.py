@@ -287,7 +287,7 @@ async def test_the_dirty_log_has_guest_physical_addresses() -> None:
         try:
             os.ftruncate(fd, size)
             await frontend.set_log(fd, size)
-            await frontend.request(Request.SET_FEATURES, wire.U64, frontend.features, ack=True)  # with LOG_ALL
+            await frontend.request(Request.SET_FEATURES, wire.U64, frontend.features | VirtioFeature.LOG_ALL, ack=True)
             room = frontend.memory.alloc(PAGE)
             queue, used = frontend.queues[0], frontend.queues[0].used_idx
             queue.write_desc(queue.num - 2, queue.desc, 4, 1, queue.num - 1)

@@ -31,7 +31,12 @@ MAY_IMPORT = {
     "trace": {"proto", "recording"},
     "offers": {"errors", "proto", "device", "shmem"},
     "polling": set(),
-    "vrings": {"errors", "memory", "iotlb", "ring", "proto", "device", "channel", "inband", "polling", "recording"},
+    "ringstate": {"device", "inband", "proto"},
+    "misses": {"errors", "memory", "iotlb", "proto", "channel", "ringstate"},
+    "vrings": {
+        "errors", "memory", "iotlb", "ring", "proto", "device", "channel", "inband", "misses", "polling", "recording",
+        "ringstate",
+    },
     "channel": {"errors", "proto", "recording"},
     "backend": {
         "errors", "memory", "proto", "device", "offers", "vrings", "channel", "postcopy", "shmem", "state", "recording",

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -32,6 +31,7 @@ from ..proto.wire import Request
 from ..recording import Tap
 from ..server import Server
 from .channel import FrontendChannel, receive_exactly
+from .dialect import QEMU_7_2, QEMU_11_1, Dialect
 from .driver import DriverQueue, GuestMemory, Region
 from .iommu import SHIFT, Iommu
 from .memory import DirtyPages
@@ -45,30 +45,6 @@ STATUS_FEATURES_OK = 8
 
 class BackendGone(VhostsockError):
     """The back-end closed the connection where a reply was due."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Dialect:
-    """How one version of QEMU speaks.
-
-    protocol_mask       the protocol bits it acks when they are offered
-    ack_vring_fds       asks for acks of SET_VRING_KICK, CALL and ERR
-    ack_enable          waits for SET_VRING_ENABLE
-    calls_when_stopped  gives each ring its masked call fd before a start and after a stop
-    inband              starts and kicks rings by messages, and gives them no eventfds (QEMU never does; for simulations)
-    """
-
-    name: str
-    protocol_mask: int
-    ack_vring_fds: bool
-    ack_enable: bool
-    calls_when_stopped: bool
-    inband: bool = False
-
-
-_GENERIC = ~(ProtocolFeature.CONFIG | ProtocolFeature.GET_VRING_BASE_INFLIGHT)
-QEMU_7_2 = Dialect("QEMU 7.2 vhost-user-rng", ((1 << 17) - 1) & _GENERIC, False, False, True)
-QEMU_11_1 = Dialect("QEMU 11.1 vhost-user-test-device", ((1 << 23) - 1) & _GENERIC, True, True, False)
 
 
 class Frontend(Messages):
