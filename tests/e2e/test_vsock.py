@@ -127,12 +127,17 @@ def test_reboot_ends_every_connection_and_the_new_system_starts_afresh(site: Vso
 
 
 @pytest.mark.foreign
-@pytest.mark.parametrize("suite", ["trixie", "trixie-backports"])
-def test_qemu_and_kernel_of_another_suite(tmp_path: Path, suite: str) -> None:
+@pytest.mark.parametrize(("suite", "rings"), [("trixie", "split"), ("trixie-backports", "packed")])
+def test_qemu_and_kernel_of_another_suite(tmp_path: Path, suite: str, rings: str) -> None:
     """QEMU 10.0 with Linux 6.12, QEMU 11.1 with Linux 7: drivers that send 64 KiB in one packet, in other buffers than 6.1."""
     kernel = script("fetch-kernel", suite)
     root = make_initramfs(tmp_path, "--kernel", kernel)
-    with vsock_site(tmp_path, root, "--qemu", script("fetch-qemu", suite), "--kernel", kernel) as site:
+    boot = ["--qemu", script("fetch-qemu", suite), "--kernel", kernel]
+    if rings == "packed":
+        boot += ["--", "-global", "vhost-user-vsock-pci.packed=on"]
+    with vsock_site(tmp_path, root, *boot) as site:
+        features = site.vm.run("cat /sys/bus/virtio/drivers/vmw_vsock_virtio_transport/virtio*/features").text
+        assert features[34] == str(int(rings == "packed"))  # VIRTIO_F_RING_PACKED, a digit a bit, bit 0 first
         site.check("stream")
         site.check("seqpacket")
         with echo_in_guest(site, 1234), site.connect(1234) as sock:

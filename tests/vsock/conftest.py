@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pytest
 
 from vhostsock.testing.frontend import Frontend, attach
+from vhostsock.testing.packed import PackedQueue
 from vhostsock.testing.vsock import VsockDriver
 from vhostsock.vsock import VsockDevice
 
@@ -119,9 +120,12 @@ def make_guest(tmp_path: Path) -> Iterator[MakeGuest]:
         yield make
 
 
-@pytest.fixture
-def guest(make_guest: MakeGuest) -> Guest:
-    return make_guest()
+@pytest.fixture(params=["split", "packed"])
+def guest(request: pytest.FixtureRequest, make_guest: MakeGuest) -> Guest:
+    """A guest on rings of either format."""
+    guest = make_guest(frontend={"accept": ~0} if request.param == "packed" else {})
+    assert isinstance(guest.queues[0], PackedQueue) == (request.param == "packed")
+    return guest
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ class VsockDevice(EngineDevice):
     virtio_id: ClassVar[int] = 19
     num_queues = 3  # rx, tx, event; vhost-user-vsock keeps the last one to itself
     features = 1 << lib.VSK_F_STREAM | 1 << lib.VSK_F_SEQPACKET
+    packed = True
 
     def __init__(
         self, guest_cid: int, *, uds_path: str | os.PathLike[str] | None = None,
