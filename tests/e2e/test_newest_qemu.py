@@ -100,6 +100,30 @@ def test_a_devices_state_migrates_with_its_machine(qemu: str, tmp_path: Path) ->
         assert target.lines("<- CHECK_DEVICE_STATE")[-1].endswith("0x0")
 
 
+def test_the_end_of_a_migration_can_be_postcopy(qemu: str, tmp_path: Path) -> None:
+    """QEMU's part of it: it takes our userfaultfd, and says when it listens and when all has arrived."""
+    way = tmp_path / "way.sock"
+    postcopy = [{"capability": "postcopy-ram", "state": True}]
+    with ExitStack() as stack:
+        source, target = (stack.enter_context(Served(tmp_path, name, queues=2)) for name in ("source", "target"))
+        stack.enter_context(_machine(qemu, tmp_path, source))
+        stack.enter_context(_machine(qemu, tmp_path, target, "-incoming", "defer"))
+        stack.callback((one := Qmp(tmp_path / "source.qmp")).close)
+        stack.callback((other := Qmp(tmp_path / "target.qmp")).close)
+        for qmp in (one, other):
+            qmp.execute("migrate-set-capabilities", capabilities=postcopy)
+        other.execute("migrate-incoming", uri=f"unix:{way}")
+        one.execute("migrate-set-parameters", **{"max-bandwidth": 4096})  # it would be over before we ask
+        one.execute("migrate", uri=f"unix:{way}")
+        wait_until(lambda: one.execute("query-migrate").get("status") == "active", "the migration has begun")
+        one.execute("migrate-start-postcopy")
+        _migrated(one)
+        _migrated(other)
+        for name in ("POSTCOPY_ADVISE", "POSTCOPY_LISTEN", "POSTCOPY_END"):
+            assert target.lines(f"<- {name}"), name
+        target.await_log("loaded 600000 bytes")
+
+
 def _machine(qemu: str, folder: Path, served: Served, *more: str) -> Program:
     """A machine that stands still, with the device."""
     name = served.recording.stem
