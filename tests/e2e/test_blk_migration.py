@@ -19,6 +19,7 @@ from tests.e2e.disk import Disk, new_image
 from tests.e2e.vm import Backend, Vm, script, wait_until
 
 ROUNDS = 4
+INFLIGHT = ("-global", "vhost-user-blk-pci.inflight-migration=on")  # requests under way migrate, too
 
 
 def migrate(source: Vm, destination: Vm, socket: Path, *, live: bool) -> None:
@@ -45,12 +46,16 @@ def migrate(source: Vm, destination: Vm, socket: Path, *, live: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suite", "live"),
-    [("distribution", False), pytest.param("trixie-backports", True, marks=pytest.mark.foreign)],
-    ids=["QEMU 7.2, stopped", "QEMU 11.1, live"],
+    ("suite", "live", "more"),
+    [
+        ("distribution", False, ()),
+        pytest.param("trixie-backports", True, (), marks=pytest.mark.foreign),
+        pytest.param("trixie-backports", True, INFLIGHT, marks=pytest.mark.foreign),
+    ],
+    ids=["QEMU 7.2, stopped", "QEMU 11.1, live", "QEMU 11.1, live, with the in-flight region"],
 )
 def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
-    suite: str, live: bool, disk_initramfs: str, tmp_path: Path
+    suite: str, live: bool, more: tuple[str, ...], disk_initramfs: str, tmp_path: Path
 ) -> None:
     image = new_image(tmp_path / "image")
     qemu = script("fetch-qemu", suite)
@@ -60,8 +65,8 @@ def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
     with Backend(here, "blk", "--image", image) as first, Backend(there, "blk", "--image", image) as second:
         common = ("--qemu", qemu, "--carrier", "blk", "--socket")
         with (
-            Vm(here, disk_initramfs, *common, first.socket) as source,
-            Vm(there, disk_initramfs, *common, second.socket, "--", "-incoming", "defer", boots=False) as destination,
+            Vm(here, disk_initramfs, *common, first.socket, "--", *more) as source,
+            Vm(there, disk_initramfs, *common, second.socket, "--", *more, "-incoming", "defer", boots=False) as destination,
         ):
             source.run("disk_load /dev/vda 8 /tmp/stop >/tmp/load 2>&1 </dev/null &")
             wait_until(lambda: first.stats("blk")["reads"] > 1000, "the load is at it")
