@@ -4,7 +4,8 @@ Nothing of it runs under the GIL or on the event loop, and no byte passes throug
 the ended ones in batches. Jobs are started in order, run side by side on the pool's threads, and end in any order.
 
 From submit() until its end is reported a job's chain must not be completed: the kernel may be reading or writing its memory. A
-queue that stops therefore waits for the jobs under way, as long as they take; a read from a disk cannot be called back.
+queue that stops therefore waits for the jobs under way, as long as they take: a read that a thread has begun cannot be called
+back. Those that wait for a thread can be cancelled.
 """
 
 from __future__ import annotations
@@ -60,23 +61,28 @@ class FilePool(Generic[T]):
 
     def submit(
         self, op: FileOp, job: T, fd: int = -1, *,
-        chain: Chain | None = None, skip: int = 0, length: int = 0, offset: int = 0, durable: bool = False,
+        chain: Chain | None = None, skip: int = 0, length: int = 0, offset: int = 0, durable: bool = False, group: int = 0,
     ) -> None:  # fmt: skip
         """Start a job on ``length`` bytes at ``offset`` of the file ``fd``, and at byte ``skip`` of the chain's part.
 
         ``job`` comes back when it ends, and is kept alive until then: let it hold the chain. A transfer that comes out short is
-        an EIO. durable: what it changed is on stable storage when it ends. UsageError: the range is not in the chain.
+        an EIO. durable: what it changed is on stable storage when it ends. group: for ``cancel``. UsageError: the range is not
+        in the chain.
         """
         ptr = chain.ptr if chain else ffi.NULL
         tag = self._next
         code = op | lib.VS_IO_DURABLE if durable else op
-        rc = lib.vs_io_submit(self._ptr, code, fd, ptr, skip, length, offset, tag)
+        rc = lib.vs_io_submit(self._ptr, code, fd, ptr, skip, length, offset, group, tag)
         if rc == -errno.ENOMEM:
             raise MemoryError("no memory for a job")
         if rc < 0:
             raise UsageError(f"{op.name}: {length} bytes at {offset} of the file and {skip} of {chain!r}")
         self._next += 1
         self._jobs[tag] = job
+
+    def cancel(self, group: int) -> int:
+        """End the jobs of ``group`` that no thread has taken yet, with ECANCELED; how many. The others go on."""
+        return int(lib.vs_io_cancel(self._ptr, group))
 
     def _reap(self) -> None:
         count = lib.vs_io_reap(self._ptr, self._done, REAP_MAX)

@@ -32,6 +32,7 @@ struct job {
 	struct job *next;
 	struct vs_chain *c;
 	uint64_t skip, len, offset, tag;
+	uint32_t group;
 	int op, fd, error;
 	bool durable;
 };
@@ -280,6 +281,14 @@ static const struct {
 
 /* ---------------------------------------------------------------------------------------------------------------- the pool */
 
+/* under lock */
+static void finish(struct vs_io *io, struct job *j)
+{
+	if (!io->done.first)
+		eventfd_write(io->event, 1);
+	queue_put(&io->done, j);
+}
+
 static void *work(void *arg)
 {
 	struct vs_io *io = arg;
@@ -294,9 +303,7 @@ static void *work(void *arg)
 		pthread_mutex_unlock(&io->lock);
 		j->error = ops[j->op].run(j);
 		pthread_mutex_lock(&io->lock);
-		if (!io->done.first)
-			eventfd_write(io->event, 1);
-		queue_put(&io->done, j);
+		finish(io, j);
 	}
 	pthread_mutex_unlock(&io->lock);
 	return NULL;
@@ -376,7 +383,8 @@ int vs_io_fd(const struct vs_io *io)
 	return io->event;
 }
 
-int vs_io_submit(struct vs_io *io, int op, int fd, struct vs_chain *c, uint64_t skip, uint64_t len, uint64_t offset, uint64_t tag)
+int vs_io_submit(struct vs_io *io, int op, int fd, struct vs_chain *c, uint64_t skip, uint64_t len, uint64_t offset, uint32_t group,
+		 uint64_t tag)
 {
 	bool durable = op & VS_IO_DURABLE;
 	struct job *j;
@@ -393,12 +401,38 @@ int vs_io_submit(struct vs_io *io, int op, int fd, struct vs_chain *c, uint64_t 
 	j = malloc(sizeof(*j));
 	if (!j)
 		return -ENOMEM;
-	*j = (struct job){ .c = c, .skip = skip, .len = len, .offset = offset, .tag = tag, .op = op, .fd = fd, .durable = durable };
+	*j = (struct job){
+		.c = c, .skip = skip, .len = len, .offset = offset, .group = group, .tag = tag, .op = op, .fd = fd, .durable = durable,
+	};
 	pthread_mutex_lock(&io->lock);
 	queue_put(&io->waiting, j);
 	pthread_cond_signal(&io->work);
 	pthread_mutex_unlock(&io->lock);
 	return 0;
+}
+
+int vs_io_cancel(struct vs_io *io, uint32_t group)
+{
+	struct queue all;
+	struct job *j;
+	int n = 0;
+
+	pthread_mutex_lock(&io->lock);
+	all = io->waiting;
+	if (!all.first)
+		all.last = &all.first;
+	queue_init(&io->waiting);
+	while ((j = queue_take(&all))) {
+		if (j->group != group) {
+			queue_put(&io->waiting, j);
+			continue;
+		}
+		j->error = ECANCELED;
+		finish(io, j);
+		n++;
+	}
+	pthread_mutex_unlock(&io->lock);
+	return n;
 }
 
 int vs_io_reap(struct vs_io *io, struct vs_io_done *done, int max)

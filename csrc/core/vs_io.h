@@ -8,8 +8,9 @@
  *              vs_io_submit            a thread takes it              its call returned             vs_io_reap
  *      (caller) ----------> waiting ---------------------> under way -------------------> done ------------------> (caller)
  *
- * From submit to reap a job's chain and fd must stay: the kernel may read or write through them at any moment. Nothing can take a job
- * back, a thread in the kernel's hands least of all; who wants the chain waits for it. Jobs are taken in order and end in any order.
+ * From submit to reap a job's chain and fd must stay: the kernel may read or write through them at any moment. Nothing can take back
+ * a job that a thread has; who wants the chain waits for it. One that waits can be cancelled, and is done at once (ECANCELED). Jobs
+ * are taken in order and end in any order.
  *
  * Threads.  All functions but vs_io_free may be called from any thread.
  */
@@ -49,7 +50,9 @@ int vs_io_fd(const struct vs_io *io);		/* readable while there is something to r
  * error (EIO). 0, -ENOMEM, or -EINVAL for what cannot be: an unknown op, no chain where one is needed, a range past the chain's end
  * or past 2^63. The caller bounds how many jobs there are.
  */
-int vs_io_submit(struct vs_io *io, int op, int fd, struct vs_chain *c, uint64_t skip, uint64_t len, uint64_t offset, uint64_t tag);
+int vs_io_submit(struct vs_io *io, int op, int fd, struct vs_chain *c, uint64_t skip, uint64_t len, uint64_t offset, uint32_t group,
+		 uint64_t tag);
+int vs_io_cancel(struct vs_io *io, uint32_t group);		/* the jobs of a group that still wait; how many */
 int vs_io_reap(struct vs_io *io, struct vs_io_done *done, int max);	/* how many; never blocks */
 
 /* cdef end */

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from vhostsock import Queue, UsageError
 from vhostsock._core import ffi, lib
 from vhostsock.devices.blk import Blk
 from vhostsock.fileio import FileOp, FilePool
+from vhostsock.proto import ProtocolFeature, VirtioFeature
 from vhostsock.testing.frontend import attach
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -34,7 +36,7 @@ UFFDIO_API, UFFDIO_REGISTER, UFFDIO_ZEROPAGE = 0xC018AA3F, 0xC020AA00, 0xC020AA0
 
 @contextlib.contextmanager
 def userfaultfd() -> Iterator[int]:
-    fd = LIBC.syscall(SYS_USERFAULTFD, os.O_CLOEXEC)
+    fd = LIBC.syscall(SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     if fd < 0:
         pytest.skip(f"no userfaultfd for the kernel's own accesses here: {os.strerror(ctypes.get_errno())}")
     try:
@@ -88,6 +90,41 @@ async def test_a_read_that_the_kernel_holds_delays_nobody_but_a_stop_of_its_queu
             assert done is held
             assert memory.read(page, mmap.PAGESIZE) == device_bytes(tmp_path, 0, 8)
             assert frontend.bases == [21]
+    device.close()
+
+
+@pytest.mark.parametrize("accept", [~VirtioFeature.RING_PACKED, ~0], ids=["split", "packed"])
+@in_loop
+async def test_a_tracked_queue_stops_without_what_no_thread_has_begun_and_takes_it_up_again(
+    accept: int, tmp_path: Path
+) -> None:
+    (tmp_path / "image").write_bytes(pattern(SECTORS * SECTOR))
+    device = HoldingDisk(tmp_path / "image", threads=1)
+    suspends = ProtocolFeature.GET_VRING_BASE_INFLIGHT
+    with userfaultfd() as faults:
+        async with attach(device, accept=accept, track=True, protocol=suspends) as frontend:
+            driver = frontend.queues[0]
+            held = driver.add([header(IN, 0)], [mmap.PAGESIZE, 1])
+            page = held.writable[0][0]
+            await frontend.settled()
+            where = device.host_address(page)
+            fcntl.ioctl(faults, UFFDIO_REGISTER, bytearray(struct.pack("=QQQQ", where, mmap.PAGESIZE, 1, 0)))
+            driver.publish()
+            driver.kick()
+            others = {driver.submit([header(IN, sector)], [SECTOR, 1]): sector for sector in range(20)}
+            while device.counts["reads"] < 21:
+                await frontend.settled()
+            assert select.select([faults], [], [], 30)[0]  # the one thread has come to the page
+            stopping = asyncio.ensure_future(frontend.pause())
+            while device._under_way[0] > 1:
+                await asyncio.wait([stopping], timeout=0.001)  # all but the held one are cancelled
+            fcntl.ioctl(faults, UFFDIO_ZEROPAGE, bytearray(struct.pack("=QQQq", where, mmap.PAGESIZE, 0, 0)))
+            await stopping
+            assert driver.collect() == [held]
+            await frontend.resume()
+            for done in await driver.wait_async(20):
+                assert done.data == device_bytes(tmp_path, others.pop(done)) + b"\0"
+            assert (others, device.counts["again"]) == ({}, 20)
     device.close()
 
 

@@ -62,7 +62,8 @@ def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
-    with Backend(here, "blk", "--image", image) as first, Backend(there, "blk", "--image", image) as second:
+    serve = ["blk", "--image", image, *(("--threads", "1") if more else ())]  # so that requests wait for their turn
+    with Backend(here, *serve) as first, Backend(there, *serve) as second:
         common = ("--qemu", qemu, "--carrier", "blk", "--socket")
         with (
             Vm(here, disk_initramfs, *common, first.socket, "--", *more) as source,
@@ -73,6 +74,7 @@ def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
             migrate(source, destination, tmp_path / "migration.sock", live=live)
             source.close()
             wait_until(lambda: second.stats("blk")["reads"] > 500, "the load goes on over there")
+            assert more or second.stats("blk")["again"] == 0  # the source has finished all before it stopped
             destination.run("touch /tmp/stop; while pidof disk_load >/dev/null; do sleep 0.1; done")
             assert destination.run("cat /tmp/load").text.startswith("good: ")
             Disk(image, second, destination).check()

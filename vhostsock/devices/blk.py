@@ -67,7 +67,7 @@ COUNTS = (
 class _Request:
     """A request with jobs under way. ``data``: bytes of its writable part before the status."""
 
-    __slots__ = ("chain", "jobs", "kind", "queue", "status")
+    __slots__ = ("cancelled", "chain", "jobs", "kind", "queue", "status")
 
     def __init__(self, queue: Queue, chain: Chain) -> None:
         self.queue = queue
@@ -75,6 +75,7 @@ class _Request:
         self.kind = -1
         self.jobs = 0
         self.status = S_OK
+        self.cancelled = False  # a job of it was; it comes again, and is carried out from its start
 
     @property
     def room(self) -> int:
@@ -230,7 +231,13 @@ class Blk(Device):
             await self._progress.wait()
         late.cancel()
 
-    queue_suspending = queue_draining  # no job can be cancelled, and one that runs on would write into guest memory
+    async def queue_suspending(self, queue: Queue) -> None:
+        """Requests that no thread has begun come again. One that runs on would write into guest memory: wait for those."""
+        assert self._pool
+        if queue.plane:
+            queue.plane.close()  # takes no more, so that all that was taken is cancelled here
+        self._pool.cancel(queue.index)
+        await self.queue_draining(queue)
 
     def report(self) -> None:
         figures = " ".join(f"{name}={self.counts[name]}" for name in COUNTS)
@@ -338,7 +345,10 @@ class Blk(Device):
     def _submit(self, op: FileOp, request: _Request, *, skip: int = 0, length: int = 0, offset: int = 0) -> None:
         assert self._pool
         durable = self._write_through or not self.acked_features & F_FLUSH
-        self._pool.submit(op, request, self._fd, chain=request.chain, skip=skip, length=length, offset=offset, durable=durable)
+        self._pool.submit(
+            op, request, self._fd, chain=request.chain, skip=skip, length=length, offset=offset, durable=durable,
+            group=request.queue.index,
+        )  # fmt: skip
         request.jobs += 1
         self._under_way[request.queue.index] += 1
 
@@ -361,7 +371,9 @@ class Blk(Device):
         for request, error in jobs:
             request.jobs -= 1
             self._under_way[request.queue.index] -= 1
-            if error:
+            if error == errno.ECANCELED:
+                request.cancelled = True
+            elif error:
                 self._failed(error)
                 request.status = S_UNSUPP if error == errno.EOPNOTSUPP else S_IOERR
             if not request.jobs:
@@ -381,6 +393,9 @@ class Blk(Device):
 
     def _finish(self, request: _Request) -> None:
         chain = request.chain
+        if request.cancelled:
+            chain.abandon()
+            return
         chain.write_at(request.room, bytes([request.status]))
         chain.written = chain.writable
         chain.complete()
