@@ -135,3 +135,22 @@ def test_the_plugin_is_not_loaded_into_runs_that_do_not_ask_for_it(tmp_path: Pat
     command = (sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-q", "test_it.py")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_change_of_the_config_space_reaches_the_guest(vhost_user: VhostUser) -> None:
+    device = Moody()
+    guest = vhost_user(device)
+    device.config_changed()
+    guest.config_change()
+
+
+def test_a_queue_that_the_driver_broke_is_told_and_heals_with_a_reboot(vhost_user: VhostUser) -> None:
+    guest = vhost_user(Upper(num_queues=2))
+    queue = guest.frontend.queues[1]
+    queue.offer(0xFFFF)
+    queue.publish()
+    queue.kick()
+    guest.broken(1)
+    assert guest.request(b"fine", room=4, queue=0) == b"FINE"
+    guest.reboot()
+    assert guest.request(b"fine", room=4, queue=1) == b"FINE"

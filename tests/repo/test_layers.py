@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "devices": {"errors", "ring", "fileio", "device"},
     "offload": {"errors", "_core", "memory", "ring", "proto", "device"},
     "vsock": {"errors", "_core", "memory", "ring", "proto", "device", "offload", "sockfile"},
-    "testing": {"errors", "_core", "memory", "ring", "proto", "device", "recording", "server", "offload"},
+    "testing": {"errors", "_core", "memory", "ring", "proto", "device", "recording", "trace", "server", "offload"},
     "probe": {"errors", "memory", "ring", "proto", "recording", "trace", "testing"},
     "cli": {
         "errors", "_core", "memory", "ring", "proto", "device", "recording", "trace", "server", "devices", "offload", "vsock",

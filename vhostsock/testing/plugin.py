@@ -22,12 +22,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from ..device import Device
+from ..proto.wire import BackendRequest
 from .frontend import BackendGone, Frontend, attach
 from .messages import TIMEOUT
 
@@ -104,6 +106,25 @@ class AttachedGuest:
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver writes to the config space. Refused when the device did."""
         self.run(self.frontend.write_config(offset, data))
+
+    def config_change(self) -> None:
+        """Wait for the configuration interrupt that the device caused with ``config_changed()``."""
+        request = self.run(self.frontend.backend_request())
+        assert request is BackendRequest.CONFIG_CHANGE_MSG, f"{request.name} came instead of a configuration change"
+
+    def broken(self, queue: int = 0) -> None:
+        """Wait until the device says that the driver has broken the queue (its error descriptor is signalled)."""
+        self.run(self._broken(self.frontend.queues[queue].err_fd))
+
+    async def _broken(self, fd: int) -> None:
+        signalled = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, signalled.set)
+        try:
+            await signalled.wait()
+        finally:
+            loop.remove_reader(fd)
+        os.eventfd_read(fd)
 
     def pause(self) -> None:
         """QEMU's stop: all queues stop."""
