@@ -27,6 +27,7 @@ from vhostsock.probe.target import ProcessTarget
 from vhostsock.probe.traffic import TRAFFIC
 from vhostsock.proto import ProtocolFeature, VirtioFeature, wire
 from vhostsock.proto import Request as R
+from vhostsock.state import StateReader, StateWriter
 
 P, V = ProtocolFeature, VirtioFeature
 FAIL, DIED, HUNG = Verdict.FAIL, Verdict.DIED, Verdict.HUNG
@@ -284,12 +285,12 @@ class WaitsForKick(Echo):
 
 
 class Backwards(Echo):
-    """Completes each batch from its end."""
+    """Completes what comes together from its end, one after the other."""
 
-    def handle_batch(self, queue: Queue, chains: list[Chain]) -> None:
-        for chain in reversed(chains):
-            chain.write(chain.read())
-            chain.complete()
+    async def handle(self, queue: Queue, chain: Chain) -> None:
+        self.answered += 1
+        await asyncio.sleep((10 - self.answered) * 0.02)
+        chain.write(chain.read())
 
 
 class ConfigFromTheStart(Echo):
@@ -486,3 +487,30 @@ def test_program_that_does_not_end_when_it_is_told_to_is_found() -> None:
         return result
 
     assert asyncio.run(run()).verdict is not Verdict.PASS
+
+
+class Everything(Echo):
+    """Asks for all that the library can offer and that a check looks at."""
+
+    packed = in_order = inflight = migratable = True
+
+    async def save_state(self, stream: StateWriter) -> None:
+        await stream.write(self.answered.to_bytes(8, "little"))
+
+    async def load_state(self, stream: StateReader) -> None:
+        self.answered = int.from_bytes(await stream.read(8), "little")
+
+
+def test_device_that_asks_for_everything_passes_every_check() -> None:
+    async def run() -> list[Result]:
+        target = Faulty(Everything, Fault(), LATE)
+        try:
+            return await run_checks(target, await offer_of(target), CHECKS, TRAFFIC["echo"])
+        finally:
+            await target.close()
+
+    results = {result.check.name: result for result in asyncio.run(run())}
+    bad = [f"{result.check.name}: {result.detail}" for result in results.values() if result.verdict.bad]
+    assert not bad
+    left = {name for name, result in results.items() if result.verdict is Verdict.NOT_APPLICABLE}
+    assert left == {"it_ends_when_it_is_told_to"}

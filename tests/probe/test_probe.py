@@ -19,8 +19,13 @@ from vhostsock.probe.table import CHECKS
 from vhostsock.probe.traffic import TRAFFIC
 
 COMMAND = (sys.executable, "-m", "vhostsock")
-# what is not offered, so cannot be checked: a row is deleted when the device learns it
-OWN_DEVICES = ("echo", "rng")
+# of this project, with the arguments that they need; {folder}: a folder with an image
+OWN_DEVICES = {
+    "echo": (),
+    "rng": (),
+    "blk": ("--image", "{folder}/disk.img"),
+    "vsock": ("--uds-path", "{folder}/vsock"),
+}
 
 
 def probe(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,9 +33,12 @@ def probe(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextlib.contextmanager
-def served(device: str, path: Path) -> Iterator[str]:
+def served(device: str, folder: Path) -> Iterator[str]:
     """A back-end process with the device; gives the path of its socket."""
-    arguments = [*COMMAND, "serve", device, "--socket-path", str(path), "--log-level", "error"]
+    (folder / "disk.img").write_bytes(bytes(1 << 20))
+    path = folder / "socket"
+    more = [argument.format(folder=folder) for argument in OWN_DEVICES[device]]
+    arguments = [*COMMAND, "serve", device, "--socket-path", str(path), "--log-level", "error", *more]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout
         process.stdout.readline()  # it listens
@@ -47,7 +55,7 @@ def report(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("device", OWN_DEVICES)
 def test_devices_of_this_project_pass_every_check_that_applies(device: str, tmp_path: Path) -> None:
-    with served(device, tmp_path / "socket") as path:
+    with served(device, tmp_path) as path:
         done = probe(path, "--device", device, "--hostile", "--json")
     rows = report(done)
     assert done.returncode == 0, [row for row in rows.values() if row["verdict"] not in ("pass", "not_applicable")]
@@ -65,7 +73,7 @@ def test_back_end_that_is_started_for_each_check_passes_too() -> None:
 
 
 def test_report_names_what_is_offered(tmp_path: Path) -> None:
-    with served("rng", tmp_path / "socket") as path:
+    with served("rng", tmp_path) as path:
         done = probe(path, "--only", "features_*")
     assert "EVENT_IDX" in done.stdout
     assert "REPLY_ACK" in done.stdout
