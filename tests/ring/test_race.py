@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ring.conftest import both_formats
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -31,7 +33,8 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (30_000, 8, 1, "none"),
     ],
 )
-def test_no_notification_is_lost(race: Path, rounds: int, num: int, event_idx: int, spinner: str) -> None:
-    command = [str(race), str(rounds), str(num), str(event_idx), spinner]
+@both_formats
+def test_no_notification_is_lost(race: Path, rounds: int, num: int, event_idx: int, spinner: str, packed: bool) -> None:
+    command = [str(race), str(rounds), str(num), str(event_idx), spinner, str(int(packed))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
