@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.ring import model
 from vhostsock._core import ffi, lib
-from vhostsock.errors import DriverError
+from vhostsock.errors import DriverError, FrontendError
+from vhostsock.memory import InflightArea, MemoryMap
 from vhostsock.ring import Chain, Vring
 from vhostsock.testing.driver import DriverQueue, GuestMemory, Request, RingFull
 
@@ -140,32 +142,52 @@ def split(buffer: model.Buffer, memory: GuestMemory) -> list[int]:
 
 
 class RingMachine(RuleBasedStateMachine):
-    """Driver and device take turns in any order. Nothing is lost or doubled, and each notification is as the model says."""
+    """Driver and device take turns in any order. Nothing is lost or doubled, and each notification is as the model says.
+
+    With IN_ORDER completions wait for older ones. With an in-flight region the device may be stopped with anything under way,
+    or killed, and what was not used comes again in the order in which it was first taken.
+    """
 
     @initialize(
         num=st.sampled_from([1, 2, 4, 8]), base=st.sampled_from([0, 65530, 65535, 32767]), event_idx=st.booleans(),
-        indirect=st.booleans(),
+        indirect=st.booleans(), in_order=st.booleans(), tracked=st.booleans(),
     )  # fmt: skip
-    def setup(self, num: int, base: int, event_idx: bool, indirect: bool) -> None:
+    def setup(self, num: int, base: int, event_idx: bool, indirect: bool, in_order: bool, tracked: bool) -> None:
         self.memory = GuestMemory(1 << 18)
-        self.queue = DriverQueue(self.memory, num, base=base, event_idx=event_idx, indirect=indirect)
-        self.vring = Vring(0)
-        self.queue.attach(self.vring)
+        self.queue = DriverQueue(
+            self.memory, num, base=base, event_idx=event_idx, indirect=indirect, in_order=in_order
+        )  # fmt: skip
+        self.file = -1
+        if tracked:
+            self.size, self.file = InflightArea.create(num_queues=1, queue_size=num, packed=False)
+        self.new_vring()
         self.added: list[Request] = []  # not yet visible
-        self.offered: list[Request] = []  # visible, not popped
-        self.popped: list[tuple[Request, Chain]] = []
+        self.offered: list[Request] = []  # visible, not popped; those that come again are in front
+        self.popped: list[tuple[Request, Chain]] = []  # and not completed, but in_order: not used
         self.completed: list[Request] = []  # pushed, not yet visible
         self.used: list[Request] = []  # visible to the driver
-        self.in_order = True  # no chain was completed before an older one that is still open
+        self.kept: set[int] = set()  # in_order: of popped, by id: completed, but not the oldest
+        self.taken: dict[int, int] = {}  # by id: its place in the order of first popping
+        self.holes = False  # a chain was completed before an older one that is still open
         self.used_shown = base  # used.idx as the driver may see it
         self.answers: dict[int, bytes] = {}
         self.count = 0
+
+    def new_vring(self) -> None:
+        self.vring = Vring(0)
+        if self.file >= 0:
+            area = InflightArea(self.file, size=self.size, num_queues=1, queue_size=self.queue.num, packed=False)
+            self.vring.set_inflight(area)
+            area.close()
+        self.queue.attach(self.vring)
 
     def teardown(self) -> None:
         if hasattr(self, "vring"):
             self.vring.close()
             self.queue.close()
             self.memory.close()
+            if self.file >= 0:
+                os.close(self.file)
 
     @rule(readable=st.lists(st.integers(0, 9), max_size=3), writable=st.lists(st.integers(0, 9), max_size=3))
     def add(self, readable: list[int], writable: list[int]) -> None:
@@ -198,21 +220,27 @@ class RingMachine(RuleBasedStateMachine):
         for request, chain in zip(taken, chains, strict=True):
             assert chain.read() == b"".join(self.memory.read(a, n) for a, n in request.readable)
             assert chain.writable == request.room
+            assert chain.again == (self.file >= 0 and id(request) in self.taken)
+            self.taken.setdefault(id(request), len(self.taken))
             self.popped.append((request, chain))
 
-    @precondition(lambda self: self.popped)
+    @precondition(lambda self: len(self.popped) > len(self.kept))
     @rule(which=st.integers(0, 100), size=st.integers(0, 30))
     def complete(self, which: int, size: int) -> None:
-        which = 0 if which < 50 else which % len(self.popped)
-        request, chain = self.popped.pop(which)
-        if which:
-            self.in_order = False
-        if not self.popped:
-            self.in_order = True
+        still_open = [i for i, (request, _) in enumerate(self.popped) if id(request) not in self.kept]
+        which = still_open[0 if which < 50 else which % len(still_open)]
+        request, chain = self.popped[which]
         self.answers[id(request)] = os.urandom(size)[: request.room]
         assert chain.write(self.answers[id(request)]) == min(size, request.room)
         chain.complete()
-        self.completed.append(request)
+        if self.queue.in_order:
+            self.kept.add(id(request))
+            while self.popped and id(self.popped[0][0]) in self.kept:
+                self.kept.discard(id(self.popped[0][0]))
+                self.completed.append(self.popped.pop(0)[0])
+        else:
+            self.completed.append(self.popped.pop(which)[0])
+            self.holes = bool(self.popped) and (self.holes or which > 0)
 
     @rule()
     def flush(self) -> None:
@@ -222,7 +250,10 @@ class RingMachine(RuleBasedStateMachine):
         else:
             wanted = bool(self.completed) and not self.queue.avail_flags & 1
         assert self.vring.flush() == wanted == self.queue.take_call()
-        self.used_shown = new
+        self.show()
+
+    def show(self) -> None:
+        self.used_shown = (self.used_shown + len(self.completed)) % 65536
         self.used += self.completed
         self.completed = []
 
@@ -232,6 +263,7 @@ class RingMachine(RuleBasedStateMachine):
         assert done == self.used
         for request in done:
             assert request.data == self.answers.pop(id(request))
+            del self.taken[id(request)]
         self.used = []
 
     @rule(on=st.booleans())
@@ -250,20 +282,47 @@ class RingMachine(RuleBasedStateMachine):
 
     @rule()
     def stop_and_start(self) -> None:
-        if self.in_order:  # what was held comes again
-            self.offered = [request for request, _ in self.popped] + self.offered
-        else:  # out of order: the device has to complete what it holds before
+        tracked = self.file >= 0
+        if self.holes and not tracked:  # the device has to complete what it holds before
             while self.popped:
                 self.complete(0, 3)
         self.flush()
-        late, self.popped, self.in_order = self.popped, [], True
+        late = self.popped
+        self.come_again(self.popped)
+        in_region = sum(id(request) in self.taken for request in self.offered) if tracked else 0
         base = self.vring.stop()
-        assert base == (self.queue.avail_idx - len(self.offered)) % 65536
-        self.vring.set_base(base)
+        assert base == (self.queue.avail_idx - len(self.offered) + in_region) % 65536
+        self.vring.set_base(7 if tracked else base)  # what it says does not matter then
         self.vring.start()
+        assert self.queue.take_call() == tracked
+        self.popped = []
         for _, chain in late:
             chain.complete()
         assert not self.vring.flush()
+
+    @precondition(lambda self: self.file >= 0)
+    @rule()
+    def kill_and_take_over(self) -> None:
+        old = self.vring
+        self.come_again([*self.popped, *((request, None) for request in self.completed)])
+        self.popped, self.completed = [], []
+        with pytest.raises(FrontendError):  # a ring without memory flushes nothing any more, as if it had died
+            old.set_memory(MemoryMap.empty())
+        self.new_vring()
+        assert self.queue.take_call()
+        old.close()
+
+    def come_again(self, open_: Sequence[tuple[Request, Chain | None]]) -> None:
+        """What is open is in front of what is offered, in the order of first popping; and was never answered."""
+        again = sorted((request for request, _ in open_), key=lambda request: self.taken[id(request)])
+        # those that came again already and were not popped since are as old
+        waiting = [request for request in self.offered if self.file >= 0 and id(request) in self.taken]
+        rest = [request for request in self.offered if request not in waiting]
+        self.offered = sorted(again + waiting, key=lambda request: self.taken[id(request)]) + rest
+        for request in again:
+            self.answers.pop(id(request), None)
+        self.kept.clear()
+        self.holes = False
 
     @invariant()
     def nothing_is_broken(self) -> None:
