@@ -233,7 +233,9 @@ class DataPlane:
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=patience)
+            _, late = await asyncio.wait(self._tasks, timeout=patience)
+            if late:  # each completes into a stopped ring later, which is harmless; that it may write to the guest is not
+                log.warning("queue %d stops: %d requests are not cancelled after %g s", self._queue.index, len(late), patience)
         self._vring.flush()
 
     def close(self) -> None:

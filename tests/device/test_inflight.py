@@ -16,6 +16,7 @@ import pytest
 
 from tests.aio import in_loop
 from vhostsock import Chain, Device, Queue
+from vhostsock._core import lib
 from vhostsock.proto import Request as Message
 from vhostsock.proto import wire
 from vhostsock.proto.features import ProtocolFeature, VirtioFeature
@@ -299,6 +300,20 @@ async def test_a_region_that_cannot_be_is_refused_and_the_session_lives(change: 
         with pytest.raises(Refused):
             await frontend.request(Message.SET_INFLIGHT_FD, wire.INFLIGHT, value, fds=[fd], ack=True)
         await frontend.settled()
+
+
+@in_loop
+async def test_a_front_end_cannot_pile_up_regions() -> None:
+    async with attach(Stuck(), started=False) as frontend:
+        await frontend.request(Message.SET_FEATURES, wire.U64, frontend.features)
+        await frontend.share_inflight()
+        fds, regions = len(os.listdir("/proc/self/fd")), lib.vs_region_count_live()
+        for _ in range(20):
+            value = {"size": 0, "offset": 0, "num_queues": 1, "queue_size": 64}
+            await frontend.request(Message.GET_INFLIGHT_FD, wire.INFLIGHT, value, reply=wire.INFLIGHT)
+            os.close(frontend.reply_fds.pop())
+            await frontend.share_inflight()
+        assert (len(os.listdir("/proc/self/fd")), lib.vs_region_count_live()) == (fds, regions)
 
 
 @in_loop

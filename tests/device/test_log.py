@@ -8,6 +8,7 @@ import pytest
 
 from tests.aio import in_loop
 from vhostsock import Chain, Device, Queue
+from vhostsock._core import lib
 from vhostsock.proto import Request as Message
 from vhostsock.proto import wire
 from vhostsock.proto.features import VirtioFeature
@@ -109,6 +110,21 @@ async def test_a_log_that_cannot_be_ends_the_session(value: dict[str, int]) -> N
         await frontend.request(Message.SET_LOG_BASE, wire.LOG, value, fds=[fd])
         os.close(fd)
         await frontend.ended()
+
+
+@in_loop
+async def test_a_front_end_cannot_pile_up_logs() -> None:
+    async with attach(Writer()) as frontend:
+        log = await frontend.start_log()
+        fds, regions = len(os.listdir("/proc/self/fd")), lib.vs_region_count_live()
+        for _ in range(20):
+            value = {"size": log.size, "offset": 0}
+            assert not await frontend.request(Message.SET_LOG_BASE, wire.LOG, value, fds=[log.fd], reply=wire.U64)
+            await frontend.request(Message.SET_LOG_FD, fds=[frontend.queues[0].err_fd], ack=True)
+        # one more fd than before: that of SET_LOG_FD, and the vrings' and the log's own copies of it
+        assert len(os.listdir("/proc/self/fd")) - fds == 2
+        assert lib.vs_region_count_live() == regions
+        assert await write(frontend) <= log.take()
 
 
 @in_loop
