@@ -77,6 +77,7 @@ def _make_blk(options: argparse.Namespace) -> Device:
         threads=options.threads,
         write_through=options.write_through,
         shared=options.shared,
+        postcopy=options.postcopy,
     )
 
 
@@ -90,6 +91,7 @@ def _blk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=8, metavar="N", help="requests in the kernel at once (default: 8)")
     parser.add_argument("--write-through", action="store_true", help="make each write durable before it completes")
     parser.add_argument("--shared", action="store_true", help="do not lock the image while a guest runs")
+    parser.add_argument("--postcopy", action="store_true", help="offer postcopy migration; needs userfaultfd, so mostly root")
 
 
 def _make_offload(options: argparse.Namespace) -> Device:

@@ -137,7 +137,10 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path: Path) -> None:
 
 OWN_OPTIONS = {
     "offload": ["name", "pairs", "policy"],
-    "blk": ["blk-file", "block-size", "num-queues", "read-only", "seg-max", "serial", "shared", "threads", "write-through"],
+    "blk": [
+        *("blk-file", "block-size", "num-queues", "postcopy", "read-only"),
+        *("seg-max", "serial", "shared", "threads", "write-through"),
+    ],
     "vsock": ["forward", "guest-cid", "name", "publish", "seqpacket-path", "uds-path"],
 }
 

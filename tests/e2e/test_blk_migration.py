@@ -22,40 +22,52 @@ ROUNDS = 4
 INFLIGHT = ("-global", "vhost-user-blk-pci.inflight-migration=on")  # requests under way migrate, too
 
 
-def migrate(source: Vm, destination: Vm, socket: Path, *, live: bool) -> None:
+def migrate(source: Vm, destination: Vm, socket: Path, how: str) -> None:
     """All of it, to the end: the destination runs the guest.
 
-    Live means that memory is copied several times over while the guest runs: a migration that ends with the first copy would
-    prove nothing.
+    stopped    all at once
+    live       memory is copied several times over while the guest runs: one that ends with the first copy would prove nothing
+    postcopy   the guest runs on the destination before most of its memory is there, and the disk writes into what is not
     """
     for vm in (source, destination):
-        vm.qmp.execute("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        capabilities = ["events"] + ["postcopy-ram"] * (how == "postcopy")
+        vm.qmp.execute("migrate-set-capabilities", capabilities=[{"capability": c, "state": True} for c in capabilities])
     destination.qmp.execute("migrate-incoming", uri=f"unix:{socket}")
-    if live:
+    if how == "live":
         source.qmp.execute("migrate-set-parameters", **{"max-bandwidth": 256 << 20, "downtime-limit": 1})
         source.qmp.execute("migrate", uri=f"unix:{socket}")
         wait_until(lambda: source.qmp.execute("query-migrate").get("ram", {}).get("dirty-sync-count", 0) >= ROUNDS, "rounds")
         source.qmp.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 32, "downtime-limit": 20000})
+    elif how == "postcopy":
+        # slow enough that the guest runs over there while pages still come
+        source.qmp.execute("migrate-set-parameters", **{"max-bandwidth": 16 << 20, "max-postcopy-bandwidth": 64 << 20})
+        source.qmp.execute("migrate", uri=f"unix:{socket}")
+        source.qmp.await_event("MIGRATION", status="active")
+        source.qmp.execute("migrate-start-postcopy")
+        source.qmp.await_event("MIGRATION", status="postcopy-active")
     else:
         source.pause()
         source.qmp.execute("migrate", uri=f"unix:{socket}")
     for vm in (source, destination):
         vm.qmp.await_event("MIGRATION", status="completed")
-    if not live:
+    if how == "postcopy":
+        assert source.qmp.execute("query-migrate")["ram"]["postcopy-requests"] > 0  # somebody over there had to wait
+    if how == "stopped":
         destination.resume()
 
 
 @pytest.mark.parametrize(
-    ("suite", "live", "more"),
+    ("suite", "how", "more"),
     [
-        ("distribution", False, ()),
-        pytest.param("trixie-backports", True, (), marks=pytest.mark.foreign),
-        pytest.param("trixie-backports", True, INFLIGHT, marks=pytest.mark.foreign),
+        ("distribution", "stopped", ()),
+        pytest.param("trixie-backports", "live", (), marks=pytest.mark.foreign),
+        pytest.param("trixie-backports", "live", INFLIGHT, marks=pytest.mark.foreign),
+        pytest.param("trixie-backports", "postcopy", (), marks=pytest.mark.foreign),
     ],
-    ids=["QEMU 7.2, stopped", "QEMU 11.1, live", "QEMU 11.1, live, with the in-flight region"],
+    ids=["QEMU 7.2, stopped", "QEMU 11.1, live", "QEMU 11.1, live, with the in-flight region", "QEMU 11.1, postcopy"],
 )
 def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
-    suite: str, live: bool, more: tuple[str, ...], disk_initramfs: str, tmp_path: Path
+    suite: str, how: str, more: tuple[str, ...], disk_initramfs: str, tmp_path: Path
 ) -> None:
     image = new_image(tmp_path / "image")
     qemu = script("fetch-qemu", suite)
@@ -63,6 +75,7 @@ def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
     for folder in (here, there):
         folder.mkdir()
     serve = ["blk", "--image", image, *(("--threads", "1") if more else ())]  # so that requests wait for their turn
+    serve += ["--postcopy"] * (how == "postcopy")
     with Backend(here, *serve) as first, Backend(there, *serve) as second:
         common = ("--qemu", qemu, "--carrier", "blk", "--socket")
         with (
@@ -71,7 +84,7 @@ def test_memory_that_the_disk_wrote_is_whole_after_a_migration(
         ):
             source.run("disk_load /dev/vda 8 /tmp/stop >/tmp/load 2>&1 </dev/null &")
             wait_until(lambda: first.stats("blk")["reads"] > 1000, "the load is at it")
-            migrate(source, destination, tmp_path / "migration.sock", live=live)
+            migrate(source, destination, tmp_path / "migration.sock", how)
             source.close()
             wait_until(lambda: second.stats("blk")["reads"] > 500, "the load goes on over there")
             assert more or second.stats("blk")["again"] == 0  # the source has finished all before it stopped

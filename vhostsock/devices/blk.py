@@ -95,6 +95,7 @@ class Blk(Device):
     threads        requests that are in the kernel's hands at once; more wait their turn
     write_through  offer no FLUSH, make each write durable instead
     shared         do not lock the image: guests that run at once know how to share it
+    postcopy       offer to be the destination of a postcopy migration, which needs the right to make a userfaultfd
 
     UsageError: what cannot be served, or an argument out of its range. OSError: the image cannot be opened.
     """
@@ -116,6 +117,7 @@ class Blk(Device):
         threads: int = 8,
         write_through: bool = False,
         shared: bool = False,
+        postcopy: bool = False,
     ) -> None:
         if not 1 <= num_queues <= QUEUES_MAX:
             raise UsageError(f"{num_queues} queues; may be 1..{QUEUES_MAX}")
@@ -134,6 +136,7 @@ class Blk(Device):
         self._threads = threads
         self._write_through = write_through
         self._shared = shared
+        self.postcopy = postcopy
         self._running: set[int] = set()  # queues, by index
         self._fd = os.open(image, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         self.close = weakref.finalize(self, os.close, self._fd)
