@@ -84,8 +84,8 @@ QEMU_7_2 = [
 ]  # fmt: skip
 QEMU_11_1 = [
     *QEMU_7_2,
-    "CHECK_DEVICE_STATE", "GET_SHMEM_CONFIG", "IOTLB_MSG", "RESET_DEVICE", "SET_DEVICE_STATE_FD", "POSTCOPY_ADVISE",
-    "POSTCOPY_LISTEN", "POSTCOPY_END",
+    "CHECK_DEVICE_STATE", "GET_CONFIG", "GET_INFLIGHT_FD", "GET_SHMEM_CONFIG", "IOTLB_MSG", "POSTCOPY_ADVISE", "POSTCOPY_END",
+    "POSTCOPY_LISTEN", "RESET_DEVICE", "SET_DEVICE_STATE_FD", "SET_INFLIGHT_FD",
 ]  # fmt: skip
 QEMU = {"7.2": QEMU_7_2, "11.1": QEMU_11_1}
 
@@ -166,7 +166,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _request(request: Request, row: Row | None) -> tuple[str, ...]:
     if row is None:
         return str(request.value), request.name, "no", "", "", "", ""
-    needs = names(row.needs) if row.needs else ""
+    needs = " | ".join(names(bits) for bits in (row.needs, row.driver) if bits)
     reply = "ack" if row.reply is None else "its own"
     return str(request.value), request.name, "yes", needs, _WHEN[row.phases], _FDS[row.fds], reply
 

@@ -22,8 +22,10 @@ from tests.device.devices import Upper
 from vhostsock._core import ffi, lib
 from vhostsock.offers import session_config
 from vhostsock.proto import ProtocolFeature, Request, wire
+from vhostsock.recording import Entry
 from vhostsock.testing.frontend import QEMU_11_1, BackendGone, Dialect, Frontend, Refused, attach
 from vhostsock.testing.memory import Region
+from vhostsock.trace import line_of
 
 PAGE = mmap.PAGESIZE
 UFFDIO_COPY = 0xC028AA03
@@ -249,6 +251,15 @@ async def test_where_there_is_no_userfaultfd_the_migration_fails_and_not_the_dev
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await frontend.start()
+
+
+def test_a_trace_shows_where_the_back_end_has_the_memory() -> None:
+    region = {"gpa": 0x1000, "size": 0x2000, "uva": 0x7F0000000000, "offset": 0}
+    shown = "gpa=0x1000 size=0x2000 uva=0x7f0000000000 off=0x0"
+    for payload, value, text in ((wire.MEM_REGION, {"region": region}, shown), (wire.U64, 0, "ack 0")):
+        body = payload.build(value)
+        entry = Entry(0.0, "<-", request=Request.ADD_MEM_REG, flags=5, size=len(body), payload=body)
+        assert line_of(entry).endswith(text)
 
 
 @in_loop
