@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.vm import Backend, Vm, wait_until
+from vhostsock.devices.rng import Rng
+from vhostsock.testing.replay import replay
 
 READ = "dd if=/dev/hwrng bs=1k count=16 iflag=fullblock 2>/dev/null"
 
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    with Backend(tmp_path_factory.mktemp("rng"), "rng") as backend:
+    folder = tmp_path_factory.mktemp("rng")
+    with Backend(folder, "rng", "--record", folder / "session.rec") as backend:
         yield backend
 
 
@@ -74,6 +77,12 @@ def test_driver_unbound_and_bound_again(vm: Vm) -> None:
     for _ in range(3):
         vm.run(f"cd /sys/bus/virtio/drivers/virtio_rng && echo {path} > unbind && echo {path} > bind")
         assert len(random_bytes(vm)) == 16384
+
+
+def test_what_qemu_said_can_be_played_to_the_device_again(vm: Vm, backend: Backend) -> None:
+    vm.pause()
+    assert replay(backend.socket.with_name("session.rec"), Rng()) > 10
+    vm.resume()
 
 
 def test_unplugged_device_is_gone_and_the_back_end_serves_the_next(vm: Vm, backend: Backend) -> None:
