@@ -112,9 +112,15 @@ static bool split_start(struct vs_vq *vq)
 	s->mask = vq->num - 1;
 	s->event_idx = vs_vq_feature(vq, VIRTIO_RING_F_EVENT_IDX);
 	s->indirect = vs_vq_feature(vq, VIRTIO_RING_F_INDIRECT_DESC);
-	s->avail_next = s->avail_seen = vq->base;
 	/* the base has no used index; the ring itself remembers it */
 	s->used_next = s->used_published = load16(&s->used[IDX]);
+	/*
+	 * No more chains can have been used than were taken. Where the base says so, the front-end has lost it with the back-end
+	 * that knew it: DPDK's virtio-user says 0 to the next one. All that is not used is to be taken then.
+	 */
+	if ((uint16_t)(vq->base - s->used_next) > vq->num)
+		vq->base = s->used_next;
+	s->avail_next = s->avail_seen = vq->base;
 	s->batching = false;
 	if (vs_inflight_on(vq) && (known = vs_inflight_split.load(vq)) < 0)
 		return false;

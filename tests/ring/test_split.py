@@ -125,3 +125,29 @@ def test_a_ring_in_a_region_with_an_odd_file_offset_is_refused(pair: Pair) -> No
     pair.vring.stop()
     with pytest.raises(FrontendError, match="file offset is not aligned to 16 bytes"):
         pair.queue.attach(pair.vring, odd)
+
+
+@pytest.mark.parametrize(("base", "taken"), [(0, [2, 3]), (65535, [2, 3]), (1, [1, 2, 3]), (2, [2, 3]), (3, [3])])
+def test_a_base_that_the_used_ring_has_overtaken_is_lost_and_all_that_is_not_used_is_taken(
+    make_pair: MakePair, base: int, taken: list[int]
+) -> None:
+    """As DPDK's virtio-user has it: 0, when another back-end comes. Bases with used chains missing behind them are kept."""
+    pair = make_pair(4, indirect=False)
+    requests = [pair.queue.submit([bytes([i])]) for i in range(4)]
+    for _ in range(2 if base != 1 else 1):
+        chain = pair.vring.pop()
+        assert chain
+        chain.complete()
+    pair.vring.stop()
+    other = Vring(0)
+    pair.queue.base = base
+    pair.queue.attach(other)
+    chains = other.pop_batch(8)
+    assert [chain.read() for chain in chains] == [bytes([i]) for i in taken]
+    for chain in chains:
+        chain.complete()
+    other.flush()
+    if base != 3:  # there it was the front-end that gave up one
+        pair.queue.wait(4)
+        assert all(request.written == 0 for request in requests)
+    other.close()
