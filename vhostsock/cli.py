@@ -94,6 +94,18 @@ def _blk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--postcopy", action="store_true", help="offer postcopy migration; needs userfaultfd, so mostly root")
 
 
+def _make_net(options: argparse.Namespace) -> Device:
+    from .devices.net_command import make
+
+    return make(options)
+
+
+def _net_arguments(parser: argparse.ArgumentParser) -> None:
+    from .devices.net_command import add_arguments
+
+    add_arguments(parser)
+
+
 def _make_offload(options: argparse.Namespace) -> Device:
     from .offload.command import make_device
 
@@ -147,6 +159,7 @@ DEVICES = {
     "rng": Served("an entropy source, for the stock virtio-rng driver", _make_rng),
     "echo": Served("answers each request with its own bytes, for trying things out", _make_echo),
     "blk": Served("a disk from an image file, for the stock virtio-blk driver", _make_blk, _blk_arguments, "block"),
+    "net": Served("a network card, whose packets come back to the guest", _make_net, _net_arguments),
     "offload": Served("the sockets of a guest, as a policy says", _make_offload, _offload_arguments),
     "vsock": Served("virtio-vsock: AF_VSOCK sockets of a guest, as sockets of the host", _make_vsock, _vsock_arguments),
 }

@@ -136,6 +136,7 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path: Path) -> None:
 
 
 OWN_OPTIONS = {
+    "net": ["loopback", "mac", "mtu", "pairs"],
     "offload": ["name", "pairs", "policy"],
     "blk": [
         *("blk-file", "block-size", "num-queues", "postcopy", "read-only"),
@@ -169,6 +170,16 @@ def test_a_wrong_command_line_is_status_2() -> None:
     status, text = failing("qemu-args", "--socket-path", "x", "--pairs", "0")
     assert status == 2
     assert "0 ring pairs" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [((), "--loopback"), (("--loopback", "--pairs", "65"), "1..64"), (("--loopback", "--mac", "52:54"), "52:54:00:12:34:56")],
+)
+def test_a_network_card_that_cannot_be_is_status_2_and_says_what_can(options: tuple[str, ...], named: str) -> None:
+    status, text = failing("serve", "net", "--socket-path", "never-made", *options)
+    assert status == 2
+    assert named in text
 
 
 def test_help_names_every_device() -> None:
