@@ -94,6 +94,22 @@ def _blk_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--postcopy", action="store_true", help="offer postcopy migration; needs userfaultfd, so mostly root")
 
 
+def _make_input(options: argparse.Namespace) -> Device:
+    from .devices.input import PROFILES
+    from .devices.input_socket import SocketInput
+
+    if options.events is None:
+        raise ValueError("say where events come from: --events PATH")
+    return SocketInput(options.events, PROFILES[options.kind], name=options.name, serial=options.serial)
+
+
+def _input_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--events", metavar="PATH", help="create a Unix socket there that takes events (docs/input.md)")
+    parser.add_argument("--kind", choices=("keyboard", "mouse", "tablet"), default="keyboard", help="default: keyboard")
+    parser.add_argument("--name", metavar="TEXT", help="what the guest shows (default: vhostsock KIND)")
+    parser.add_argument("--serial", default="", metavar="TEXT", help="likewise (default: none)")
+
+
 def _make_net(options: argparse.Namespace) -> Device:
     from .devices.net_command import make
 
@@ -159,6 +175,7 @@ DEVICES = {
     "rng": Served("an entropy source, for the stock virtio-rng driver", _make_rng),
     "echo": Served("answers each request with its own bytes, for trying things out", _make_echo),
     "blk": Served("a disk from an image file, for the stock virtio-blk driver", _make_blk, _blk_arguments, "block"),
+    "input": Served("a keyboard, mouse or tablet, for the stock virtio-input driver", _make_input, _input_arguments),
     "net": Served("a network card, whose packets come back to the guest", _make_net, _net_arguments),
     "offload": Served("the sockets of a guest, as a policy says", _make_offload, _offload_arguments),
     "vsock": Served("virtio-vsock: AF_VSOCK sockets of a guest, as sockets of the host", _make_vsock, _vsock_arguments),

@@ -9,6 +9,8 @@ rings, so which device carries them is a row here and nowhere an ``if``:
 | `fs`      | 5.0+, all distributions | 1 + num-request-queues, so ask for 2N-1 | virtio id 26, a tag that starts "vhostsock"  |
 | `generic` | 10.2+ (creatable there) | num_vqs = 2N                            | virtio id 39, which no stock driver claims   |
 | `rng`     | 6.0+                    | its one queue; for the rng device       | virtio id 4, the stock virtio-rng driver     |
+| `input`   | 4.1+                    | its two queues; for the input device    | virtio id 18, the stock virtio-input driver  |
+| `net`     | 2.1+                    | queues=N; for the net device            | virtio id 1, the stock virtio-net driver     |
 | `blk`     | 4.0+                    | --queues; for the blk device            | virtio id 2, the stock virtio-blk driver     |
 | `vsock`   | 5.1+                    | one pair; the event ring is QEMU's      | virtio id 19, the stock vsock driver         |
 
@@ -33,7 +35,10 @@ MAX_PAIRS = 64
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
-    """One QEMU device that can carry our rings. ``device`` may use {chardev}, {id}, {tag}, {rings}, {queues}, {virtio_id}."""
+    """One QEMU device that can carry our rings. ``device`` may use {chardev}, {id}, {tag}, {rings}, {queues}, {virtio_id}.
+
+    So may ``parts``, the arguments in front of -device: a network card has its back-end in one of its own, with {pairs}.
+    """
 
     device: str
     since: str
@@ -43,6 +48,7 @@ class Carrier:
     virtio_id: int | None = None  # default of a device that can take any id
     max_queues: int = 1  # of a device that counts queues and not pairs of rings
     reconnects: bool = False  # QEMU keeps the guest's device while the back-end is away
+    parts: tuple[str, ...] = ()
 
 
 CARRIERS = {
@@ -55,6 +61,14 @@ CARRIERS = {
         "10.2", "socket offload, or any device with --virtio-id", virtio_id=39,
     ),
     "rng": Carrier("vhost-user-rng-pci,id={id},chardev={chardev}", "6.0", "the rng device, for the stock driver", paired=False),
+    "input": Carrier(
+        "vhost-user-input-pci,id={id},chardev={chardev}", "4.1", "the input device, for the stock driver", paired=False
+    ),
+    "net": Carrier(
+        "virtio-net-pci,id={id},netdev={id}-netdev,mq=on,romfile=",
+        "2.1", "the net device, for the stock driver", reconnects=True,
+        parts=("-netdev", "vhost-user,id={id}-netdev,chardev={chardev},queues={pairs}"),
+    ),
     "blk": Carrier(
         "vhost-user-blk-pci,id={id},chardev={chardev},num-queues={queues}",
         "4.0", "the blk device, for the stock driver", paired=False, max_queues=64, reconnects=True,
@@ -73,6 +87,7 @@ def qemu_args(
     memory: str = "256M",
     name: str = "vhostsock0",
     virtio_id: int | None = None,
+    config_size: int | None = None,
     queues: int = 1,
     reconnect: int = 0,
     reconnect_ms: int = 0,
@@ -102,10 +117,19 @@ def qemu_args(
         raise ValueError(f"name {name!r}: must start with 'vhostsock', then at most 27 letters, digits, '-' and '_'")
     if virtio_id is not None and row.virtio_id is None:
         raise ValueError(f"carrier {carrier} has a fixed virtio id; --virtio-id goes with carrier generic")
-    device = row.device.format(
-        chardev=f"{name}-socket", id=name, tag=name, rings=2 * pairs - row.extra_rings, queues=queues,
-        virtio_id=virtio_id or row.virtio_id,
+    if config_size is not None and row.virtio_id is None:
+        raise ValueError(f"carrier {carrier} has a config space of its own; --config-size goes with carrier generic")
+    if config_size is not None and not 0 <= config_size <= 256:
+        raise ValueError(f"a config space of {config_size} bytes; may be 0..256")
+    *parts, device = (
+        part.format(
+            chardev=f"{name}-socket", id=name, tag=name, rings=2 * pairs - row.extra_rings, queues=queues, pairs=pairs,
+            virtio_id=virtio_id or row.virtio_id,
+        )
+        for part in (*row.parts, row.device)
     )  # fmt: skip
+    if config_size:
+        device += f",config_size={config_size}"
     escaped = socket_path.replace(",", ",,")  # how QEMU's option syntax writes a comma
     again = f",reconnect={reconnect}" if reconnect else f",reconnect-ms={reconnect_ms}" if reconnect_ms else ""
     return [
@@ -113,6 +137,7 @@ def qemu_args(
         "-object", f"memory-backend-memfd,id=vhostsock-memory,size={memory},share=on",
         "-machine", "memory-backend=vhostsock-memory",
         "-chardev", f"socket,id={name}-socket,path={escaped}{again}",
+        *parts,
         "-device", device,
     ]  # fmt: skip
 
@@ -129,6 +154,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", default="256M", metavar="SIZE", help="guest memory, default 256M")
     parser.add_argument("--name", default="vhostsock0", help="id and tag of the device, default vhostsock0")
     parser.add_argument("--virtio-id", type=int, metavar="ID", help="carrier generic only: the device type, default 39")
+    parser.add_argument("--config-size", type=int, metavar="BYTES", help="carrier generic only: of its config space, default 0")
     parser.add_argument("--one-per-line", action="store_true", help="one argument a line, unquoted, not one shell line")
 
 
@@ -141,6 +167,7 @@ def run(options: argparse.Namespace) -> str:
         memory=options.memory,
         name=options.name,
         virtio_id=options.virtio_id,
+        config_size=options.config_size,
         queues=options.queues,
         reconnect=options.reconnect,
         reconnect_ms=options.reconnect_ms,

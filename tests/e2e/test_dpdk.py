@@ -133,7 +133,9 @@ def started(record: Path) -> bool:
 RINGS = {
     "split": ("mrg_rxbuf=1,in_order=0", MRG_RXBUF, PACKED | IN_ORDER),
     "whole buffers": ("mrg_rxbuf=0,in_order=0", 0, MRG_RXBUF | PACKED | IN_ORDER),
+    "split in order": ("in_order=1", IN_ORDER, PACKED),
     "packed": ("packed_vq=1,in_order=0", PACKED, IN_ORDER),
+    "packed in order": ("packed_vq=1,in_order=1", PACKED | IN_ORDER, 0),
 }
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     },
     "sockfile": set(),
     "server": {"errors", "device", "offers", "backend", "recording", "sockfile"},
-    "devices": {"errors", "ring", "fileio", "device"},
+    "devices": {"errors", "sockfile", "ring", "fileio", "device"},
     "offload": {"errors", "_core", "memory", "ring", "proto", "device"},
     "vsock": {"errors", "_core", "memory", "ring", "proto", "device", "offload", "sockfile"},
     "testing": {"errors", "_core", "memory", "ring", "proto", "device", "recording", "trace", "server", "offload"},

@@ -43,6 +43,19 @@ def test_generic_takes_any_virtio_id() -> None:
     assert "virtio-id=18" in device(qemu_args("/s", carrier="generic", virtio_id=18)).split(",")
 
 
+def test_generic_has_a_config_space_if_it_is_told_its_size() -> None:
+    assert "config_size=136" in device(qemu_args("/s", carrier="generic", virtio_id=18, config_size=136)).split(",")
+    assert "config_size" not in device(qemu_args("/s", carrier="generic"))
+
+
+def test_a_network_card_has_its_back_end_in_front_of_it() -> None:
+    args = qemu_args("/s", carrier="net", pairs=4)
+    netdev = args.index("-netdev")
+    assert args[netdev + 1] == "vhost-user,id=vhostsock0-netdev,chardev=vhostsock0-socket,queues=4"
+    assert {"virtio-net-pci", "netdev=vhostsock0-netdev", "mq=on"} <= set(device(args).split(","))
+    assert args.index("-chardev") < netdev < args.index("-device")
+
+
 def test_blk_is_asked_for_queues() -> None:
     assert "num-queues=4" in device(qemu_args("/s", carrier="blk", queues=4)).split(",")
 
@@ -73,6 +86,8 @@ def test_comma_in_the_path_is_escaped_for_qemu() -> None:
         ({"memory": "lots"}, "256M"),
         ({"name": "eth0"}, "vhostsock"),
         ({"virtio_id": 18}, "generic"),
+        ({"config_size": 8}, "generic"),
+        ({"carrier": "generic", "config_size": 257}, r"0\.\.256"),
         ({"carrier": "fs", "queues": 2}, r"1\.\.1"),
         ({"carrier": "blk", "queues": 65}, r"1\.\.64"),
         ({"carrier": "fs", "reconnect": 1}, "blk can"),

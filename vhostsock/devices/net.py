@@ -108,6 +108,7 @@ class Net(Device):
 
     virtio_id = 1
     packed = True
+    in_order = True
     max_queue_size = 1024
 
     def __init__(self, port: Port, *, mac: bytes | None = None, mtu: int | None = None, pairs: int = 1) -> None:
