@@ -83,8 +83,9 @@ class Nic:
         return done
 
 
-PACKED = ~(1 << 35)  # the fake driver takes no IN_ORDER
-SPLIT = PACKED & ~(1 << 34)
+IN_ORDER = 1 << 35
+PACKED = ~0
+SPLIT = ~(1 << 34)
 
 
 def without(feature: NetFeature, ring: int = SPLIT) -> int:
@@ -92,7 +93,8 @@ def without(feature: NetFeature, ring: int = SPLIT) -> int:
     return ring & ~int(feature)
 
 
-@pytest.mark.parametrize("ring", [SPLIT, PACKED], ids=["split", "packed"])
+@pytest.mark.parametrize("ring", [SPLIT & ~IN_ORDER, PACKED & ~IN_ORDER, SPLIT, PACKED],
+                         ids=["split", "packed", "split in order", "packed in order"])  # fmt: skip
 @pytest.mark.parametrize("mergeable", [True, False], ids=["mergeable", "whole"])
 def test_what_is_sent_comes_back_in_order(vhost_user: VhostUser, ring: int, mergeable: bool) -> None:
     nic = Nic(vhost_user, accept=ring if mergeable else without(NetFeature.MRG_RXBUF, ring))
