@@ -176,7 +176,7 @@ DEVICES = {
     "echo": Served("answers each request with its own bytes, for trying things out", _make_echo),
     "blk": Served("a disk from an image file, for the stock virtio-blk driver", _make_blk, _blk_arguments, "block"),
     "input": Served("a keyboard, mouse or tablet, for the stock virtio-input driver", _make_input, _input_arguments),
-    "net": Served("a network card, whose packets come back to the guest", _make_net, _net_arguments),
+    "net": Served("a network card, on a tap of the host or looped back", _make_net, _net_arguments),
     "offload": Served("the sockets of a guest, as a policy says", _make_offload, _offload_arguments),
     "vsock": Served("virtio-vsock: AF_VSOCK sockets of a guest, as sockets of the host", _make_vsock, _vsock_arguments),
 }

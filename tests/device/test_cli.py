@@ -137,7 +137,7 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path: Path) -> None:
 
 OWN_OPTIONS = {
     "input": ["events", "kind", "name", "serial"],
-    "net": ["loopback", "mac", "mtu", "pairs"],
+    "net": ["loopback", "mac", "mtu", "pairs", "tap"],
     "offload": ["name", "pairs", "policy"],
     "blk": [
         *("blk-file", "block-size", "num-queues", "postcopy", "read-only"),

@@ -78,12 +78,20 @@ class Port(Protocol):
     """The other end of the cable. All is called on the event loop.
 
     features    offload bits (NetFeature) that its packets can have or take
+    mtu         the largest IP packet it takes; None: any
     """
 
     features: int
+    mtu: int | None
 
     def attach(self, net: Net) -> None:
         """Once, before all else. ``net.deliver`` and ``net.set_link`` are the port's from then on."""
+
+    def connected(self) -> None:
+        """A front-end came."""
+
+    def disconnected(self) -> None:
+        """It went; all queues are stopped."""
 
     def changed(self, pair: Pair) -> None:
         """A queue of this pair started or stopped (``pair.rx``, ``pair.tx``), or the driver uses other pairs (`Net.in_use`).
@@ -97,12 +105,15 @@ class Port(Protocol):
     def transmit(self, pair: Pair, chains: Iterable[Chain]) -> None:
         """Packets of the driver: `Net.packet_of` reads each. Complete them in this order, now, or later with a flush."""
 
+    def announce(self, mac: bytes) -> None:
+        """The guest with this address is here now. RequestError: nobody can be told."""
+
 
 class Net(Device):
     """Serves ``-netdev vhost-user`` with virtio-net-pci, DPDK's virtio-user, and the generic carrier with virtio id 1.
 
     mac     for front-ends that ask the device; others have their own. Default: a random local one
-    mtu     told to the driver (68..65535); None: it is not
+    mtu     told to the driver (68..65535); None: the port's, and if it has none, nothing is told
     pairs   queue pairs, 1..64
     """
 
@@ -116,6 +127,10 @@ class Net(Device):
             raise ValueError(f"{pairs} queue pairs; may be 1..{MAX_PAIRS}")
         if mtu is not None and mtu not in MTU_RANGE:
             raise ValueError(f"an MTU of {mtu}; may be {MTU_RANGE.start}..{MTU_RANGE.stop - 1}")
+        if mtu is None:
+            mtu = port.mtu
+        elif port.mtu is not None and mtu > port.mtu:
+            raise ValueError(f"an MTU of {mtu}, and the port takes {port.mtu}")
         mac = mac or bytes([0x52, 0x54, 0x00, *random.randbytes(3)])
         if len(mac) != 6 or mac[0] & 1:
             raise ValueError(f"{mac.hex(':')} is no address of one station: 6 bytes, the first of them even")
@@ -153,6 +168,19 @@ class Net(Device):
 
     def reset(self) -> None:
         self._use(1)
+
+    async def connected(self) -> None:
+        self.port.connected()
+
+    async def disconnected(self) -> None:
+        self.port.disconnected()
+
+    def announce(self, mac: bytes) -> None:
+        self.port.announce(mac)
+
+    def set_mtu(self, mtu: int) -> None:
+        if self.port.mtu is not None and mtu > self.port.mtu:
+            raise RequestError(f"an MTU of {mtu}, and the port takes {self.port.mtu}")
 
     def report(self) -> None:
         log.info("stats name=net %s", " ".join(f"{key}={value}" for key, value in self.counters.items()))
@@ -295,6 +323,15 @@ class Loopback:
     """
 
     features: int = NetFeature.CSUM | NetFeature.GUEST_CSUM
+    mtu: int | None = None
+
+    def connected(self) -> None:
+        """It needs nothing."""
+
+    disconnected = connected
+
+    def announce(self, mac: bytes) -> None:
+        """There is nobody else on this cable."""
 
     def attach(self, net: Net) -> None:
         self._net = net

@@ -16,6 +16,7 @@ __all__ = ["add_arguments", "make"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--loopback", action="store_true", help="give the guest back what it sends")
+    where.add_argument("--tap", metavar="NAME", help="the host's end is this tap interface, which is made if it is not there")
     parser.add_argument("--mac", type=_mac, metavar="ADDRESS", help="for a front-end that has none of its own")
     parser.add_argument("--mtu", type=int, metavar="BYTES", help="tell the guest to use this MTU")
     parser.add_argument("--pairs", type=int, default=1, metavar="N", help="queue pairs (default: 1)")
@@ -25,8 +26,12 @@ def make(options: argparse.Namespace) -> Net:
     """ValueError: the arguments do not go together."""
     from .net import Loopback, Net
 
+    if options.tap is not None:
+        from .tap import Tap
+
+        return Net(Tap(options.tap, options.pairs), mac=options.mac, mtu=options.mtu, pairs=options.pairs)
     if not options.loopback:
-        raise ValueError("say where packets go: --loopback")
+        raise ValueError("say where packets go: --loopback or --tap NAME")
     return Net(Loopback(), mac=options.mac, mtu=options.mtu, pairs=options.pairs)
 
 
