@@ -38,6 +38,13 @@ def whole_initramfs(folder: Path, suite: str = "bookworm") -> str:
 
 
 @pytest.fixture(scope="session")
+def device_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Busybox, stock modules, and the program that looks whether frames come back."""
+    out = tmp_path_factory.mktemp("initramfs") / "devices.cpio"
+    return script("mkinitramfs", "--program", str(HERE / "guest" / "loop_check.c"), "-o", str(out))
+
+
+@pytest.fixture(scope="session")
 def initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
     """That of bookworm, which most tests boot."""
     script("fetch-qemu")

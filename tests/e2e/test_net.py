@@ -107,6 +107,22 @@ def test_the_card_works_after_a_reset(net: Net) -> None:
     net.transfer()
 
 
+def test_a_card_outlives_its_back_end(device_initramfs: str, tmp_path: Path) -> None:
+    """QEMU 7.2 takes the guest's carrier while there is none, and gives it back with the next."""
+    with ExitStack() as stack:
+        first = stack.enter_context(Backend(tmp_path, "net", "--loopback"))
+        vm = stack.enter_context(
+            Vm(tmp_path, device_initramfs, "--socket", first.socket, "--carrier", "net", "--reconnect", "1")
+        )
+        vm.run("ip link set eth0 up; loop_check eth0 100")
+        first.process.kill()
+        first.process.wait()
+        wait_until(lambda: vm.run("cat /sys/class/net/eth0/carrier").text == "0", "the carrier goes")
+        stack.enter_context(Backend(tmp_path, "net", "--loopback"))
+        wait_until(lambda: vm.run("cat /sys/class/net/eth0/carrier").text == "1", "the carrier comes")
+        assert vm.run("loop_check eth0 100").text == "100 frames came back"
+
+
 @pytest.mark.foreign
 def test_a_tap_that_is_set_down_takes_the_guests_carrier_and_gives_it_back(stock_initramfs: str, tmp_path: Path) -> None:
     """Over the generic device of QEMU 11.1, where the config space is ours: a config change, seen by the guest's driver."""

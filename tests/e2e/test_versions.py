@@ -44,13 +44,6 @@ PARAMETERS = [
 MEMORY = "sed -n 's/MemTotal: *\\([0-9]*\\) .*/\\1/p' /proc/meminfo"  # KiB
 
 
-@pytest.fixture(scope="session")
-def device_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Busybox, stock modules, and the program that looks whether frames come back."""
-    out = tmp_path_factory.mktemp("initramfs") / "devices.cpio"
-    return script("mkinitramfs", "--program", str(HERE / "guest" / "loop_check.c"), "-o", str(out))
-
-
 class Machine:
     """A guest, its three devices, and what is needed to see that they work."""
 
