@@ -146,6 +146,12 @@ class Server:
             log.error("the front-end broke the protocol, session ended: %s", error)
         except OSError as error:
             log.info("connection lost: %s", error.strerror or error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # nobody stops this server: something that the device awaited was cancelled
+            log.exception("%s failed, session ended", type(self._device).__name__)
         except Exception:
             log.exception("%s failed, session ended", type(self._device).__name__)
         else:

@@ -122,8 +122,7 @@ class Transfer:
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE not in (mode, os.O_RDWR):
             raise FrontendError(f"the descriptor for the device's state cannot be {'written' if mode else 'read'}")
         os.set_blocking(fd, False)
-        if self._task:
-            self._task.exception()  # nobody asked for it
+        self._forget()
         self._task = asyncio.get_running_loop().create_task(self._run(fd, work))
 
     @staticmethod
@@ -135,10 +134,11 @@ class Transfer:
 
     async def check(self) -> None:
         """Wait for the end of the transfer. FrontendError with the reason when it failed, or when there was none."""
-        task, self._task = self._task, None
+        task = self._task
         if task is None:
             raise FrontendError("CHECK_DEVICE_STATE without a transfer before")
-        await asyncio.wait([task])
+        await asyncio.wait([task])  # cancelled here, the transfer is still close()'s to end
+        self._task = None
         if task.cancelled():
             raise FrontendError("the transfer of the device's state was cut short")
         error = task.exception()
@@ -157,6 +157,10 @@ class Transfer:
 
     async def close(self) -> None:
         await self.cancel("the front-end went")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop a transfer that is over and whose outcome nobody asked for."""
         if self._task and not self._task.cancelled():
-            self._task.exception()
+            self._task.exception()  # or asyncio complains that nobody looked at it
         self._task = None

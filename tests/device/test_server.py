@@ -336,3 +336,19 @@ def test_descriptors_that_cannot_be_served_are_refused_and_left_open() -> None:
         Server(Upper(), fd=999999)
     with socket.socket(socket.AF_INET) as inet, pytest.raises(UsageError, match="not a Unix stream socket"):
         Server(Upper(), fd=inet.fileno())
+
+
+@in_loop
+async def test_a_device_whose_own_task_was_cancelled_costs_only_its_session(path: Path) -> None:
+    class Broken(Upper):
+        sessions = 0
+
+        async def connected(self) -> None:
+            self.sessions += 1
+            if self.sessions == 1:
+                raise asyncio.CancelledError
+
+    async with Server(Broken(), path=path):
+        async with await connect(path) as frontend:
+            await frontend.ended()
+        await works(path)
