@@ -67,16 +67,15 @@ async def test_a_server_that_stops_while_a_transfer_is_checked_ends_the_transfer
     device = Notebook()
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe()  # never written to, never closed: the transfer stalls
-    async with Server(device, sock=ours) as server:
-        async with Frontend(theirs) as frontend:
-            await frontend.handshake()
-            await frontend.transfer_state(TransferDirection.LOAD, reading)
-            await frontend.request(Request.CHECK_DEVICE_STATE)
-            while not device.busy or struct.unpack("i", fcntl.ioctl(ours, termios.FIONREAD, bytes(4)))[0]:
-                await asyncio.sleep(0)
-            server.stop()  # the last message was read: it waits for the transfer
-            await server.close()
-            assert not device.busy
+    async with Server(device, sock=ours) as server, Frontend(theirs) as frontend:
+        await frontend.handshake()
+        await frontend.transfer_state(TransferDirection.LOAD, reading)
+        await frontend.request(Request.CHECK_DEVICE_STATE)
+        while not device.busy or struct.unpack("i", fcntl.ioctl(ours, termios.FIONREAD, bytes(4)))[0]:  # noqa: ASYNC110
+            await asyncio.sleep(0)  # no event says that the last message was read
+        server.stop()
+        await server.close()
+        assert not device.busy
     os.close(reading)
     os.close(writing)
 

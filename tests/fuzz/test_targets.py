@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A few seconds of every C fuzz target, from the corpus that the repository keeps; and the proof that the targets can fail."""
+"""A few seconds of every fuzz target, from the corpus that the repository keeps; and the proof that the C targets can fail."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fuzz(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("target", ["ring", "race", "mem", "engine", "vsock"])
+@pytest.mark.parametrize("target", ["ring", "race", "mem", "engine", "vsock", "session"])
 def test_a_few_seconds_of_fuzzing_break_nothing(target: str) -> None:
     done = fuzz("--seconds", "5", target)
     assert done.returncode == 0, done.stderr
