@@ -257,7 +257,8 @@ static int table_walk(struct vs_vq *vq, struct vs_chain *c, struct where w, stru
 /* the chain at the avail place; flags are its head's. The last descriptor has the buffer id (2.8.6). */
 static int chain_walk(struct vs_vq *vq, struct vs_chain *c, uint16_t flags, uint16_t *id)
 {
-	uint32_t outstanding = distance(vq, vq->packed.used, vq->packed.avail), count = 0;
+	/* from the batch: the driver cannot use a slot again before it sees it used, which is at the publish */
+	uint32_t outstanding = distance(vq, vq->packed.batch, vq->packed.avail), count = 0;
 	struct vs_place at = vq->packed.avail;
 	bool writable = false;
 	struct where w;

@@ -228,16 +228,21 @@ static int chain_walk(struct vs_vq *vq, struct vs_chain *c, uint16_t head)
 static int split_pop(struct vs_vq *vq, struct vs_chain *c)
 {
 	struct vs_split *s = &vq->split;
+	uint32_t outstanding;
 	uint16_t head;
 	int rc;
 
 	rc = avail_load(vq);
 	if (rc <= 0)
 		return rc;
-	/* each chain takes a descriptor until it is completed: the driver cannot have more than num outstanding */
-	if (vs_unlikely(vq->in_flight >= vq->num))
+	/*
+	 * Each chain takes a descriptor until the driver sees it used, which is at the publish and not at the completion: the driver
+	 * cannot have more than num outstanding. What is kept for each chain (vs_inflight.c, vs_order.c) has room for no more.
+	 */
+	outstanding = vq->in_flight + (uint16_t)(s->used_next - s->used_published);
+	if (vs_unlikely(outstanding >= vq->num))
 		return vs_vq_fail(vq, EINVAL, "a chain is available at index %u while %" PRIu32 " are in flight, as many as the "
-				  "queue has descriptors", s->avail_next, vq->in_flight);
+				  "queue has descriptors", s->avail_next, outstanding);
 	head = load16(&s->avail[RING + (s->avail_next & s->mask)]);
 	if (vs_unlikely(head >= vq->num))
 		return vs_vq_fail(vq, EINVAL, "avail.ring[%u]: head %u is past the queue size %" PRIu32,

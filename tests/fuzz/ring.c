@@ -9,6 +9,7 @@
  *   - nothing was written but the device's own part of the ring, and buffers through vs_chain_write()
  *   - a published used index (split) is what the device counts, and moved by what was pushed
  *   - a broken ring says why, and is not touched
+ *   - what the in-flight region and the dirty log hold, which front-ends write and truncate, leads nowhere else
  *   - at the end no region is mapped and no descriptor open
  */
 #include <errno.h>
@@ -30,12 +31,23 @@ static struct {
 	uint16_t avail_idx;		/* the driver's place, split */
 	uint16_t slot;			/* and packed, with its wrap counter */
 	bool wrap;
+	bool truncated;			/* the in-flight region and the log are gone */
 } s;
+
+/* the in-flight region, as large as the queue needs and not a byte more, and the dirty log, which is too short for the highest region */
+static int inflight_fd, log_fd;
+static uint8_t *inflight;
+
+enum { INFLIGHT_SIZE = 0x2000, LOG_SIZE = 0x40 };
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	guest_init();
-	return 0;
+	inflight_fd = memfd_create("inflight", MFD_CLOEXEC);
+	log_fd = memfd_create("log", MFD_CLOEXEC);
+	MUST(ftruncate(inflight_fd, INFLIGHT_SIZE) == 0 && ftruncate(log_fd, LOG_SIZE) == 0, "no memfd");
+	inflight = mmap(NULL, INFLIGHT_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, inflight_fd, 0);
+	return inflight == MAP_FAILED;
 }
 
 static bool packed(void)
@@ -109,7 +121,7 @@ static void submit(struct cursor *c)
 
 static void scribble(struct cursor *c)
 {
-	uint32_t num = vs_vq_num(s.vq) ?: 1, area = below(c, 5), i, n;
+	uint32_t num = vs_vq_num(s.vq) ?: 1, area = below(c, 6), i, n;
 
 	switch (area) {
 	case 0:
@@ -125,6 +137,12 @@ static void scribble(struct cursor *c)
 	case 3:
 		i = below(c, 3);
 		poke16(AVAIL + 2 * (i == 2 ? below(c, num + 3) : i), (uint16_t)(i == 1 ? s.avail_idx += below(c, 4) : take(c, 2)));
+		break;
+	case 4:
+		i = 4 * below(c, 64);	/* the head and the first entries of either layout */
+		n = below(c, 2) ? below(c, num + 2) : (uint32_t)take(c, 2);
+		if (!s.truncated)
+			memcpy(inflight + i + 2 * below(c, 2), &n, 2);
 		break;
 	default:
 		i = below(c, CANARY_AT);
@@ -227,7 +245,7 @@ static void device(struct cursor *c)
 		break;
 	case 6:
 		if (vs_vq_enable_kick(s.vq))
-			MUST(vs_vq_has_avail(s.vq), "nothing there");
+			MUST(vs_vq_has_avail(s.vq) || vs_vq_broken(s.vq), "nothing there");
 		break;
 	case 7:
 		vs_vq_disable_kick(s.vq);
@@ -242,10 +260,60 @@ static void device(struct cursor *c)
 	check_broken();
 }
 
+/* track what is in flight, perhaps; the queue is idle */
+static void track(struct cursor *c)
+{
+	uint32_t entries = below(c, 8) ? vs_vq_num(s.vq) : below(c, NUM_MAX);
+	uint64_t size = vs_inflight_size(packed(), entries);
+	struct vs_err err = { 0 };
+	struct vs_region *r;
+
+	if (below(c, 3) == 0 || !entries) {
+		vs_vq_set_inflight(s.vq, NULL, 0, &err);
+		return;
+	}
+	r = vs_region_map(inflight_fd, 0, size, 0, 0, &err);
+	MUST(!!r == !s.truncated, "%s", err.text);
+	if (!r)
+		return;
+	ASAN_UNPOISON_MEMORY_REGION(r->map, r->map_len);
+	ASAN_POISON_MEMORY_REGION(r->host + size, r->map_len - size);
+	MUST(vs_vq_set_inflight(s.vq, r, entries, &err) == 0, "%s", err.text);
+	vs_region_put(r);
+	if (below(c, 2) && !s.truncated)
+		memset(inflight, 0, INFLIGHT_SIZE);	/* new; else whatever a back-end before left, and the driver's scribbles */
+}
+
+static void set_log(struct cursor *c)
+{
+	struct vs_err err = { 0 };
+	struct vs_log *log = below(c, 4) ? vs_log_new(log_fd, LOG_SIZE, 0, &err) : NULL;
+
+	vs_vq_set_log(s.vq, log, take(c, 1) & 1, take(c, 1) & 1, below(c, 4) ? layout[0].gpa + USED : odd_number(c));
+	vs_log_put(log);
+}
+
+/* the back-end is killed, and another one comes */
+static void die(void)
+{
+	struct vs_vq *old = s.vq;
+
+	s.vq = vs_vq_new(0);
+	vs_vq_set_mem(s.vq, old->mem);
+	vs_vq_set_features(s.vq, old->features);
+	vs_vq_set_num(s.vq, old->num, &(struct vs_err){ 0 });
+	vs_vq_set_addr(s.vq, old->desc_uva, old->avail_uva, old->used_uva);
+	if (old->inflight)
+		vs_vq_set_inflight(s.vq, old->inflight, old->inflight_entries, &(struct vs_err){ 0 });
+	for (int i = 0; i < HELD; i++)
+		vs_chain_drop(s.held[i]);
+	vs_vq_free(old);
+}
+
 static void configure(struct cursor *c)
 {
 	struct vs_err err = { 0 };
-	uint64_t features = (uint64_t)(take(c, 1) & 1) << VIRTIO_F_RING_PACKED | (uint64_t)(take(c, 1) & 3) << 28;
+	uint64_t features = (uint64_t)(take(c, 1) & 3) << VIRTIO_F_RING_PACKED | (uint64_t)(take(c, 1) & 3) << 28;
 	uint32_t num = below(c, 2) ? 1u << below(c, 8) : 1 + below(c, NUM_MAX);
 
 	if (vs_vq_running(s.vq)) {
@@ -257,6 +325,7 @@ static void configure(struct cursor *c)
 	vs_vq_set_features(s.vq, features);
 	if (vs_vq_set_num(s.vq, num, &err) == 0 && num > NUM_MAX)
 		vs_vq_set_num(s.vq, NUM_MAX, &err);	/* more has no room in the memory; tests/ring has the large ones */
+	track(c);
 	s.desc = END - 16 * (vs_vq_num(s.vq) ?: 1);
 	if (below(c, 8))
 		vs_vq_set_addr(s.vq, uva_of(0) + s.desc, uva_of(0) + AVAIL, uva_of(0) + USED);
@@ -283,9 +352,26 @@ static void front_end(struct cursor *c)
 	int fds[2] = { -1, -1 };
 	struct vs_mem *m;
 
-	switch (below(c, 5)) {
+	switch (below(c, 9)) {
 	case 0:
 		configure(c);
+		break;
+	case 5:
+		set_log(c);
+		break;
+	case 6:
+	case 7:
+		if (vs_vq_running(s.vq) && below(c, 2))
+			vs_vq_stop(s.vq);
+		die();
+		if (vs_vq_start(s.vq, &err) < 0)
+			MUST(err.code && *err.text, "no reason");
+		break;
+	case 8:
+		if (below(c, 8) == 0 && !s.truncated) {
+			s.truncated = true;
+			MUST(ftruncate(inflight_fd, 0) == 0 && ftruncate(log_fd, 0) == 0, "cannot truncate");
+		}
 		break;
 	case 1:
 		m = guest_map((unsigned)take(c, 1) | (below(c, 4) ? 1 : 0));
@@ -330,6 +416,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	int fds = next_fd();
 	struct vs_mem *m;
 
+	MUST(ftruncate(inflight_fd, INFLIGHT_SIZE) == 0 && ftruncate(log_fd, LOG_SIZE) == 0, "cannot grow");
+	s.truncated = false;
+	memset(inflight, 0, INFLIGHT_SIZE);
 	memset(ram, 0, CANARY_AT);
 	memset(ram + CANARY_AT, CANARY, RAM - CANARY_AT);
 	s.stale = true;

@@ -50,6 +50,20 @@ def test_more_chains_than_descriptors_in_flight(pair: Pair) -> None:
         pair.vring.pop()
 
 
+def test_a_descriptor_that_comes_again_before_its_use_was_shown(pair: Pair) -> None:
+    """What is completed and not flushed is the device's still; what is kept for each chain has room for as many as the queue."""
+    pair.queue.write_desc(0, pair.memory.alloc(16), 16)
+    for _ in range(16):
+        pair.queue.offer(0)
+    pair.queue.publish()
+    for chain in pair.vring.pop_batch(BATCH_MAX):
+        chain.complete()
+    pair.queue.offer(0)
+    pair.queue.publish()
+    with pytest.raises(DriverError, match="a chain is available at index 16 while 16 are in flight"):
+        pair.vring.pop()
+
+
 @pytest.mark.parametrize("next_", [16, 17, 65535])
 def test_next_past_the_queue_size(pair: Pair, next_: int) -> None:
     pair.queue.write_desc(0, pair.memory.alloc(16), 16, DESC_NEXT, next_)

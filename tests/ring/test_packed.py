@@ -202,6 +202,17 @@ def test_more_than_a_lap_breaks_the_ring(make_pair: MakePair) -> None:
     del chains
 
 
+def test_a_slot_that_comes_again_before_its_use_was_shown_breaks_the_ring(make_pair: MakePair) -> None:
+    pair = make_pair(4)
+    for _ in range(4):
+        pair.queue.submit([b"x"])
+    for chain in pair.vring.pop_batch(4):
+        chain.complete()
+    queue_of(pair).write_desc(0, OK, 1, USED)
+    with pytest.raises(DriverError, match=r"desc 0 .*: more descriptors are available than the queue has"):
+        pair.vring.pop()
+
+
 # Notification
 
 
