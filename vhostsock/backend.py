@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
+from . import ancillary
 from .channel import Channel
 from .device import Device
 from .errors import FrontendError, RequestError
@@ -98,8 +99,7 @@ class Backend:
             if self._error:
                 raise self._error
             try:
-                data, fds, flags, _ = socket.recv_fds(self._sock, size, wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-                return data, list(fds), bool(flags & socket.MSG_CTRUNC)
+                return ancillary.receive(self._sock, size)
             except (BlockingIOError, InterruptedError):
                 self._readable = self._loop.create_future()
                 self._loop.add_reader(self._sock, self._wake)

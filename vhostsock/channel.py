@@ -29,6 +29,7 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
+from . import ancillary
 from .errors import FrontendError
 from .proto import ProtocolFeature, Session, events, wire
 from .proto.features import names
@@ -226,9 +227,7 @@ class Channel:
             if len(self._buffer) >= wanted:
                 wanted += int(wire.HEADER.parse(self._buffer[:wanted]).size)
             try:
-                data, fds, flags, _ = socket.recv_fds(
-                    self._sock, wanted - len(self._buffer), wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC
-                )
+                data, fds, truncated = ancillary.receive(self._sock, wanted - len(self._buffer))
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -240,7 +239,7 @@ class Channel:
                 return
             self._buffer += data
             try:
-                self._check(bool(flags & socket.MSG_CTRUNC))
+                self._check(truncated)
                 if len(self._buffer) == wire.HEADER_SIZE + wire.U64.sizeof():
                     self._answered()
             except FrontendError as error:

@@ -37,7 +37,7 @@ from typing import Any
 from construct import Construct
 
 from tests.protocol.test_traces import Line, lines_of, payload_of
-from vhostsock import Chain, Device, Queue, Server, state
+from vhostsock import Chain, Device, Queue, Server, ancillary, state
 from vhostsock._core import lib
 from vhostsock.proto import Request, wire
 from vhostsock.proto.messages import TABLE
@@ -287,7 +287,7 @@ class Session:
     async def drain(self) -> None:
         await asyncio.sleep(0)
         with contextlib.suppress(BlockingIOError):
-            data, fds, _, _ = socket.recv_fds(self.frontend.sock, 1 << 16, 16)
+            data, fds, _ = ancillary.receive(self.frontend.sock, 1 << 16)
             for fd in fds:
                 os.close(fd)
             if not data:

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from vhostsock import Device, Server
+from vhostsock import Device, Server, ancillary
 from vhostsock.probe.connection import Options, Transcript
 from vhostsock.probe.offer import Offer, discover
 from vhostsock.probe.target import Fate, Target
@@ -134,7 +134,7 @@ class Relay:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(source, size, wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                data, fds, _ = ancillary.receive(source, size)
                 return data, list(fds)
             except ConnectionError:
                 return b"", []

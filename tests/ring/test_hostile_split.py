@@ -51,7 +51,7 @@ def test_more_chains_than_descriptors_in_flight(pair: Pair) -> None:
 
 
 def test_a_descriptor_that_comes_again_before_its_use_was_shown(pair: Pair) -> None:
-    """What is completed and not flushed is the device's still; what is kept for each chain has room for as many as the queue."""
+    """What is completed and not flushed is the device's still; and what is kept for each chain has no room for more."""
     pair.queue.write_desc(0, pair.memory.alloc(16), 16)
     for _ in range(16):
         pair.queue.offer(0)

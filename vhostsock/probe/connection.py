@@ -20,6 +20,7 @@ from typing import Any
 
 from construct import Construct, ConstructError
 
+from .. import ancillary
 from ..errors import VhostsockError
 from ..proto import ProtocolFeature, Request, VirtioFeature, wire
 from ..recording import Entry, describe_fd
@@ -148,7 +149,7 @@ class Connection(Frontend):
     async def _receive_some(self, size: int) -> tuple[bytes, list[int]]:
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self.sock, size, wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                data, fds, _ = ancillary.receive(self.sock, size)
                 return data, list(fds)
             except (BlockingIOError, InterruptedError):
                 await self._readable()

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from .. import ancillary
 from ..proto import wire
 from ..proto.messages import BACKEND_TABLE
 from ..proto.wire import BackendRequest
@@ -89,7 +90,7 @@ async def receive_exactly(sock: socket.socket, size: int) -> tuple[bytes, list[i
     try:
         while len(data) < size:
             try:
-                piece, got, _, _ = socket.recv_fds(sock, size - len(data), wire.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                piece, got, _ = ancillary.receive(sock, size - len(data))
             except BlockingIOError:
                 await _readable(sock)
                 continue
