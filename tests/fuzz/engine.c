@@ -167,6 +167,7 @@ static void toggle_ring(struct cursor *c)
 {
 	int ring = (int)below(c, RINGS);
 	struct ring *r = &s.rings[ring];
+	bool broken;
 
 	if (!r->attached) {
 		attach(ring);
@@ -174,10 +175,12 @@ static void toggle_ring(struct cursor *c)
 	}
 	vse_ring_detach(s.e, (uint32_t)ring);
 	MUST(!vs_vq_running(r->vq) || !r->vq->in_flight || vs_vq_broken(r->vq), "%u in flight", r->vq->in_flight);
+	broken = vs_vq_broken(r->vq);
 	r->base = vs_vq_stop(r->vq);
 	r->attached = false;
 	reap(ring);
-	if (below(c, 2)) {	/* the driver resets it */
+	/* the driver resets it; a broken one it must, since nothing told it which of the last batch were served */
+	if (below(c, 2) || broken) {
 		memset(ram + ring * RING, 0, RING);
 		r->avail = r->used = 0;
 		r->base = 0;
