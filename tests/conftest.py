@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -28,6 +29,12 @@ def _live_tasks() -> set[asyncio.Task[Any]]:
     """asyncio tasks that are not done, of any loop; all_tasks() would want a running one. The set's name changed in 3.12."""
     known: Any = getattr(asyncio.tasks, "_scheduled_tasks", None) or getattr(asyncio.tasks, "_all_tasks", ())
     return {task for task in list(known) if not task.done()}
+
+
+def pytest_configure() -> None:
+    """A run started in the background of a script has SIGINT ignored, and so would the programs that tests end with it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _failed = pytest.StashKey[bool]()
