@@ -53,6 +53,8 @@ class Backend:
         self._vrings = Vrings(device, self._session, self._channel, self._fail, self._tap)
         self._transfer = Transfer()
         self._postcopy = Postcopy(sock)
+        # how often each region of a memory slot, by gpa, size and uva, was added; and its device, inode and offset
+        self._slots: dict[tuple[int, int, int], tuple[int, tuple[int, int, int] | None]] = {}
         self._error: Exception | None = None
         self._readable: asyncio.Future[None] | None = None
 
@@ -153,23 +155,41 @@ class Backend:
             for region, fd in zip(event.regions, event.fds, strict=True):
                 made.callback(memory.close)
                 memory = memory.with_region(fd.fileno(), **dataclasses.asdict(region))
+            self._slots.clear()
             return self._use_memory(memory, event.regions)
 
     async def _add_region(self, event: events.AddRegion) -> list[int] | None:
-        memory = self._vrings.memory.with_region(event.fd.fileno(), **dataclasses.asdict(event.region))
-        return self._use_memory(memory, [event.region])
+        """QEMU 7.2 sends each region once for each pair of a network card, and would remove it as often."""
+        region, status = event.region, os.fstat(event.fd.fileno())
+        place, what = (region.gpa, region.size, region.uva), (status.st_dev, status.st_ino, region.offset)
+        count, known = self._slots.get(place, (0, None))
+        if known == what:
+            bases = self._bases(self._vrings.memory, [region])
+        else:  # also when it is another file at a place that is taken, which is refused
+            memory = self._vrings.memory.with_region(event.fd.fileno(), **dataclasses.asdict(region))
+            bases = self._use_memory(memory, [region])
+        self._slots[place] = count + 1, what
+        return bases
 
     def _use_memory(self, memory: MemoryMap, new: Sequence[events.Region]) -> list[int] | None:
         """Where the new regions are here, when the front-end has to know (postcopy). Nobody touches them before."""
-        listening = self._session.listening
-        if listening:
+        if self._session.listening:
             self._postcopy.register(memory)
         self._vrings.use_memory(memory)
-        return [Postcopy.base(memory, region) for region in new] if listening else None
+        return self._bases(memory, new)
+
+    def _bases(self, memory: MemoryMap, regions: Sequence[events.Region]) -> list[int] | None:
+        return [Postcopy.base(memory, region) for region in regions] if self._session.listening else None
 
     async def _remove_region(self, event: events.RemoveRegion) -> None:
-        region = event.region
-        self._vrings.use_memory(self._vrings.memory.without_region(gpa=region.gpa, size=region.size, uva=region.uva))
+        place = event.region.gpa, event.region.size, event.region.uva
+        count, what = self._slots.get(place, (1, None))
+        if count > 1:
+            self._slots[place] = count - 1, what
+            return
+        gpa, size, uva = place
+        self._vrings.use_memory(self._vrings.memory.without_region(gpa=gpa, size=size, uva=uva))
+        self._slots.pop(place, None)
 
     async def _backend_channel(self, event: events.BackendChannel) -> None:
         self._channel.open(event)

@@ -397,7 +397,7 @@ HOSTILE: dict[str, tuple[Verdict, Fault]] = {
     "tables_that_contradict_themselves_are_refused": (FAIL, Fault(on(R.SET_MEM_TABLE, accept))),
     "memory_that_ends_before_its_region_does_not_kill": (DIED, Fault(on(R.SET_MEM_TABLE, die))),
     "descriptors_of_the_wrong_kind_are_borne": (FAIL, Fault(on(R.SET_MEM_TABLE, accept))),
-    "a_region_added_twice_is_refused": (FAIL, Fault(on(R.ADD_MEM_REG, after(1, accept)))),
+    "a_region_over_another_is_refused": (FAIL, Fault(on(R.ADD_MEM_REG, after(1, accept)))),
     "a_region_without_a_descriptor_is_refused": (FAIL, Fault(on(R.ADD_MEM_REG, accept))),
     "config_accesses_of_absurd_size_are_borne": (DIED, Fault(on(R.SET_CONFIG, die))),
     "a_log_that_does_not_lie_in_its_file_does_not_kill": (DIED, Fault(on(R.SET_LOG_BASE, die), protocol=P.LOG_SHMFD)),

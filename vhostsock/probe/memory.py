@@ -75,13 +75,15 @@ async def memory_is_added_and_removed_by_slots(probe: Probe) -> None:
 
 
 async def a_removed_region_may_be_added_again(probe: Probe) -> None:
-    """What REM_MEM_REG has removed is no region any more: ADD_MEM_REG at the same place is carried out."""
+    """What REM_MEM_REG has removed is no region any more: ADD_MEM_REG of another file at the same place is carried out."""
     connection = await probe.negotiated(memory=(1 << 20, 1 << 20))
     await connection.set_features()
     await connection.send_memory()
-    for _ in range(3):
-        await connection.remove_region(connection.memory.regions[1])
-        await connection.add_region(connection.memory.regions[1])
+    with GuestMemory(1 << 20) as other:
+        region = connection.memory.regions[1]
+        for fd in (other.regions[0].fd, region.fd, other.regions[0].fd):
+            await connection.remove_region(region)
+            await connection.add_region(dataclasses.replace(region, fd=fd, offset=0))
 
 
 async def as_many_slots_as_promised_can_be_filled(probe: Probe) -> None:
