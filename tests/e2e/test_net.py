@@ -79,7 +79,7 @@ def test_guest_and_host_reach_each_other(net: Net) -> None:
     net.transfer()
     stats = net.backend.stats("net")
     assert stats["tx_refused"] == stats["tx_dropped"] == stats["rx_dropped"] == 0
-    assert stats["rx_bytes"] / stats["rx_packets"] > 1514  # on average: uncut segments went through
+    assert min(stats["rx_gso"], stats["tx_gso"]) > 0, "segments went through uncut, both ways"
 
 
 def test_a_transfer_survives_pauses(net: Net) -> None:

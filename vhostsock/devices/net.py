@@ -148,7 +148,8 @@ class Net(Device):
         if mtu is not None:
             self.features |= NetFeature.MTU
         self.counters = dict.fromkeys(
-            ("tx_packets", "tx_bytes", "tx_refused", "tx_dropped", "rx_packets", "rx_bytes", "rx_dropped"), 0
+            ("tx_packets", "tx_bytes", "tx_gso", "tx_refused", "tx_dropped", "rx_packets", "rx_bytes", "rx_gso", "rx_dropped"),
+            0,
         )
         port.attach(self)
 
@@ -259,6 +260,7 @@ class Net(Device):
             return None
         self.counters["tx_packets"] += 1
         self.counters["tx_bytes"] += size
+        self.counters["tx_gso"] += header.gso_type != 0
         return header, data[self.header_size :]
 
     def deliver(self, pair: Pair, header: bytes, frame: bytes) -> bool:
@@ -292,6 +294,7 @@ class Net(Device):
             chain.complete()
         self.counters["rx_packets"] += 1
         self.counters["rx_bytes"] += len(frame)
+        self.counters["rx_gso"] += header[1] != 0  # gso_type (5.1.6)
         return True
 
     def flush(self, pair: Pair) -> None:
