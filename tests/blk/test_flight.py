@@ -15,6 +15,7 @@ import mmap
 import os
 import select
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,8 +166,14 @@ def dirty_pages(path: Path) -> int:
 
 
 @in_loop
-async def test_a_write_waits_in_the_page_cache_and_a_flush_puts_it_on_storage(tmp_path: Path) -> None:
-    async with disk(tmp_path) as d:
+async def test_a_write_waits_in_the_page_cache_and_a_flush_puts_it_on_storage() -> None:
+    # /tmp may be in memory, where nothing is ever to be written back; /var/tmp outlives a reboot
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        await _write_and_flush(Path(folder))
+
+
+async def _write_and_flush(folder: Path) -> None:
+    async with disk(folder) as d:
         d.sync()
         assert dirty_pages(d.image) == 0
         assert await d.write(0, b"d" * SECTOR) == OK
