@@ -145,6 +145,7 @@ in_root() {
 	while [[ $1 != -- ]]; do folders+=("$(realpath "$1")"); shift; done
 	shift
 	need unshare util-linux "runs programs of another Debian suite"
+	need mount mount "shows them folders of this system"
 	((EUID == 0)) || how+=(--user --map-root-user)
 	# shellcheck disable=SC2016  # for the inner shell
 	unshare "${how[@]}" bash -c '
