@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.e2e.peer import drive_datagram_server, drive_listener
 from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port, wait_until
 from vhostsock.qemu import qemu_args
 
@@ -89,6 +90,22 @@ class Site:
         assert result.status == 0, str(result)
         assert re.search(r"^1\.\.[1-9]", result.text, re.MULTILINE), str(result)
         return result.text
+
+    def check_listener(self) -> None:
+        """Run guest/listen_check.c with its client on the host; AssertionError with the claims that do not hold."""
+        checking = self.vm.start("listen_check 8081 | tee /tmp/listen", timeout=120)
+        wait_until(lambda: "port 8081" in self.vm.run("cat /tmp/listen; true").text, "the guest listens")
+        drive_listener("127.0.0.1", self.published[8081])
+        result = checking.wait()
+        assert "not ok" not in result.text, result.text
+
+    def check_datagram_server(self) -> None:
+        """The same with guest/dgram_server_check.c."""
+        serving = self.vm.start("dgram_server_check 8082 8083", timeout=120)
+        port = int(self.backend.await_log(r"udp://0\.0\.0\.0:8083 published as udp://127\.0\.0\.1:(\d+)")[1])
+        drive_datagram_server("127.0.0.1", port)
+        result = serving.wait()
+        assert "not ok" not in result.text, result.text
 
 
 def _policy(ports: dict[str, int], published: dict[int, int]) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.conftest import whole_initramfs
-from tests.e2e.peer import drive_datagram_server, drive_listener
 from tests.e2e.site import Site, site
 from tests.e2e.vm import script, wait_until
 
@@ -52,19 +51,11 @@ def test_datagram_claims_hold(newer: Site) -> None:
 
 
 def test_datagram_server_claims_hold(newer: Site) -> None:
-    serving = newer.vm.start("dgram_server_check 8082 8083", timeout=120)
-    port = int(newer.backend.await_log(r"udp://0\.0\.0\.0:8083 published as udp://127\.0\.0\.1:(\d+)")[1])
-    drive_datagram_server("127.0.0.1", port)
-    result = serving.wait()
-    assert "not ok" not in result.text, result.text
+    newer.check_datagram_server()
 
 
 def test_listener_claims_hold(newer: Site) -> None:
-    checking = newer.vm.start("listen_check 8081 | tee /tmp/listen", timeout=120)
-    wait_until(lambda: "port 8081" in newer.vm.run("cat /tmp/listen; true").text, "the guest listens")
-    drive_listener("127.0.0.1", newer.published[8081])
-    result = checking.wait()
-    assert "not ok" not in result.text, result.text
+    newer.check_listener()
 
 
 def test_everybody_who_waits_hears_that_the_device_was_unplugged(newer: Site) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.peer import drive_datagram_server, drive_listener
 from tests.e2e.site import DATA_SIZE, DENIED, Site, site
 from tests.e2e.vm import wait_until
 
@@ -74,19 +73,11 @@ def test_datagram_claims_hold(offload: Site) -> None:
 
 
 def test_listener_claims_hold(offload: Site) -> None:
-    checking = offload.vm.start("listen_check 8081 | tee /tmp/listen", timeout=120)
-    wait_until(lambda: "port 8081" in offload.vm.run("cat /tmp/listen; true").text, "the guest listens")
-    drive_listener("127.0.0.1", offload.published[8081])
-    result = checking.wait()
-    assert "not ok" not in result.text, result.text
+    offload.check_listener()
 
 
 def test_datagram_server_claims_hold(offload: Site) -> None:
-    serving = offload.vm.start("dgram_server_check 8082 8083", timeout=120)
-    port = int(offload.backend.await_log(r"udp://0\.0\.0\.0:8083 published as udp://127\.0\.0\.1:(\d+)")[1])
-    drive_datagram_server("127.0.0.1", port)
-    result = serving.wait()
-    assert "not ok" not in result.text, result.text
+    offload.check_datagram_server()
 
 
 def test_guest_httpd_is_reached_through_a_published_port(offload: Site) -> None:
