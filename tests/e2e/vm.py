@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from vhostsock.testing.guest import Command, Guest, Result
+from vhostsock.testing.guest import Command, Guest, Result, in_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "qemu-scripts"
@@ -150,12 +150,14 @@ class Qmp:
 
 
 class Vm(Program):
-    """A guest. ``run`` and ``start`` run shell commands in it."""
+    """A guest. ``run`` and ``start`` run shell commands in it, ``run_in_image`` and ``start_in_image`` those of its disk."""
 
     live: list[Vm] = []  # noqa: RUF012  # those whose consoles are watched
 
-    def __init__(self, folder: Path, initramfs: str, *options: str | Path, boots: bool = True) -> None:
-        """``boots``: wait for the guest; otherwise it is one that waits for a migration."""
+    def __init__(self, folder: Path, initramfs: str, *options: str | Path, boots: bool = True, disk: str = "") -> None:
+        """``boots``: wait for the guest; otherwise it is one that waits for a migration. ``disk``: made by make-guest-image."""
+        if disk:
+            options = ("--disk", disk, *options)
         self.console = folder / "console.log"
         self._seen = 0
         agent, qmp = folder / "agent.sock", folder / "qmp.sock"
@@ -178,6 +180,14 @@ class Vm(Program):
     def start(self, command: str, *, timeout: float = 60.0, input: bytes = b"") -> Command:
         """Start a shell command in the guest."""
         return self.guest.start(command, timeout=timeout, input=input)
+
+    def run_in_image(self, command: str, *, timeout: float = 60.0, input: bytes = b"", check: bool = True) -> Result:
+        """`run`, among the programs of the guest's disk."""
+        return self.run(in_image(command), timeout=timeout, input=input, check=check)
+
+    def start_in_image(self, command: str, *, timeout: float = 60.0, input: bytes = b"") -> Command:
+        """`start`, among the programs of the guest's disk."""
+        return self.start(in_image(command), timeout=timeout, input=input)
 
     def reset(self) -> None:
         """Reboot as the reset button does; returns when the new system runs commands."""

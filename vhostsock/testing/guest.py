@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import shlex
 import socket
 import sys
 import threading
@@ -21,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
 
-__all__ = ["Command", "CommandError", "Guest", "Result"]
+__all__ = ["Command", "CommandError", "Guest", "Result", "in_image"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ class Command:
         if check and result.status:
             raise CommandError(str(result))
         return result
+
+
+def in_image(command: str) -> str:
+    """The shell command that runs ``command`` among the programs of the guest's disk (qemu-scripts/boot --disk)."""
+    return f"in-image {shlex.quote(command)}"
 
 
 class Guest:
@@ -170,13 +176,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """qemu-scripts/guest-run. Exit status: the command's, or 1 with a message if the guest cannot be reached."""
     parser = argparse.ArgumentParser(prog="guest-run", description="Run a shell command in a guest that boot --agent started.")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="end the command then, default 60")
+    parser.add_argument("--image", action="store_true", help="run it among the programs of the guest's disk (boot --disk)")
     parser.add_argument("socket", help="the path given to boot --agent")
     parser.add_argument("command", help="a shell command")
     options = parser.parse_args(argv)
     data = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
     try:
         with Guest(options.socket) as guest:
-            result = guest.run(options.command, timeout=options.timeout, input=data, check=False)
+            command = in_image(options.command) if options.image else options.command
+            result = guest.run(command, timeout=options.timeout, input=data, check=False)
     except (ConnectionError, TimeoutError) as error:
         print(f"guest-run: {error}", file=sys.stderr)
         return 1
