@@ -7,7 +7,9 @@
  *
  * Attaching.  vso_attach() enters the socket into the table first and exchanges sock->ops then, with cmpxchg: of several threads that
  * decide about one socket, one wins, and the losers read sock->ops again. Detaching goes the other way round: ops first, then the table.
- * So an operation of ours that finds no entry knows that sock->ops has changed already (vso_again).
+ * So an operation of ours that finds no entry knows that sock->ops has changed already (vso_again). An entry whose exchange is still to come
+ * may yet lose it, and would then be a state that nobody will ever change: until it has won it is found by no one. Both steps are under the
+ * lock, so who meets such an entry waits for a few instructions.
  *
  * After detach nothing of the struct vso_sock points to the socket: sk and sock are cleared under the lock, and wake-ups happen
  * under the same lock. The socket may be released at once.
@@ -40,6 +42,19 @@ void vso_flow_exit(void)
 	rhashtable_destroy(&vso_table);
 }
 
+/* did the entry win sock->ops? false also once it was detached */
+static bool vso_attached(struct vso_sock *vs)
+{
+	bool attached = smp_load_acquire(&vs->attached);
+
+	if (!attached) {
+		spin_lock_bh(&vs->lock);
+		attached = vs->attached;
+		spin_unlock_bh(&vs->lock);
+	}
+	return attached;
+}
+
 /** vso_sock_get() - the state of an offloaded socket, with a reference; NULL when it is not offloaded (any more) */
 struct vso_sock *vso_sock_get(const struct socket *sock)
 {
@@ -48,7 +63,7 @@ struct vso_sock *vso_sock_get(const struct socket *sock)
 
 	rcu_read_lock();
 	vs = rhashtable_lookup(&vso_table, &key, vso_table_params);
-	if (vs && !refcount_inc_not_zero(&vs->ref))
+	if (vs && (!vso_attached(vs) || !refcount_inc_not_zero(&vs->ref)))
 		vs = NULL;
 	rcu_read_unlock();
 	return vs;
@@ -118,6 +133,17 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
 	return vs;
 }
 
+/* enter the list that /proc/net/hwsock shows, or leave it */
+static void vso_list(struct vso_sock *vs, bool on)
+{
+	spin_lock_bh(&vso_all_lock);
+	if (on)
+		list_add_tail(&vs->all, &vso_all);
+	else
+		list_del_init(&vs->all);
+	spin_unlock_bh(&vso_all_lock);
+}
+
 /**
  * vso_attach() - give a socket our operations
  * @from: the table it must have now
@@ -139,24 +165,24 @@ int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops 
 	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK)
 		vs->buf_alloc = clamp_t(u32, READ_ONCE(sk->sk_rcvbuf), PAGE_SIZE, vso_window);
 	refcount_inc(&vs->ref);
+	vso_list(vs, true);	/* before anybody can detach it */
+	spin_lock_bh(&vs->lock);
 	err = rhashtable_insert_fast(&vso_table, &vs->node, vso_table_params);
+	if (!err && cmpxchg(&sock->ops, from, &vs->row->offloaded) != from) {
+		rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
+		err = -EAGAIN;
+	}
 	if (err) {
 		refcount_dec(&vs->ref);
 		vs->sk = NULL;
 		vs->sock = NULL;
-		return err == -EEXIST ? err : -ENOMEM;
-	}
-	if (cmpxchg(&sock->ops, from, &vs->row->offloaded) != from) {
-		rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
-		vs->sk = NULL;
-		vs->sock = NULL;
-		vso_sock_put(vs);
-		return -EAGAIN;
+		spin_unlock_bh(&vs->lock);
+		vso_list(vs, false);
+		return err == -EEXIST || err == -EAGAIN ? err : -ENOMEM;
 	}
 	vso_custom_sockopt(sock, true);
-	spin_lock_bh(&vso_all_lock);
-	list_add_tail(&vs->all, &vso_all);
-	spin_unlock_bh(&vso_all_lock);
+	smp_store_release(&vs->attached, true);
+	spin_unlock_bh(&vs->lock);
 	return 0;
 }
 
@@ -178,6 +204,7 @@ void vso_detach(struct vso_sock *vs, const struct proto_ops *to)
 		return;
 	}
 	vs->state = VSO_ST_GONE;
+	vs->attached = false;
 	if (vs->row->protocol != IPPROTO_MPTCP)
 		vso_custom_sockopt(sock, false);
 	WRITE_ONCE(sock->ops, to);
@@ -187,9 +214,7 @@ void vso_detach(struct vso_sock *vs, const struct proto_ops *to)
 	spin_unlock_bh(&vs->lock);
 
 	rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
-	spin_lock_bh(&vso_all_lock);
-	list_del_init(&vs->all);
-	spin_unlock_bh(&vso_all_lock);
+	vso_list(vs, false);
 	vso_sock_put(vs);
 }
 

@@ -52,7 +52,7 @@ static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
 	char local[64], remote[64] = "-";
 	u32 rx, tx;
 
-	if (!vs->sk || !net_eq(vs->net, seq_file_net(m)))
+	if (!vs->attached || !net_eq(vs->net, seq_file_net(m)))
 		return;
 	vso_uri_format(local, sizeof(local), &vs->local, dgram);
 	if (vs->state == VSO_ST_CONNECTED && vs->peer.sa.sa_family)

@@ -269,6 +269,7 @@ struct vso_sock {
 	enum vso_state state;
 	struct socket *sock;		/* NULL before accept and after detach, as sk */
 	struct sock *sk;
+	bool attached;			/* sock->ops is ours: before and after that vso_sock_get() does not find it */
 	bool flow_open;			/* the device knows the flow: CLOSE is due */
 	bool opening;			/* the opening request is being made: CLOSE must not overtake it */
 	bool close_wanted;		/* so whoever makes it sends CLOSE behind it */
