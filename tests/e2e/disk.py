@@ -51,7 +51,7 @@ class Load:
     def __init__(self, vm: Vm, threads: int = 8) -> None:
         self.vm = vm
         vm.run("rm -f /tmp/stop")
-        self.command = vm.start(f"disk_load /dev/vda {threads} /tmp/stop", timeout=200)
+        self.command = vm.start(f"disk_load /dev/vda {threads} /tmp/stop")
 
     def __enter__(self) -> Load:
         return self

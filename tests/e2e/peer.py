@@ -136,10 +136,10 @@ async def peer(*hosts: str, port: int = 0) -> AsyncIterator[int]:
 
 def drive_listener(host: str, port: int) -> None:
     """The client side of guest/listen_check.c; AssertionError where the server does not do what it should."""
-    with socket.create_connection((host, port), timeout=60) as sock, sock.makefile() as stream:
+    with socket.create_connection((host, port), timeout=300) as sock, sock.makefile() as stream:
         sock.sendall(b"hello\n")
         assert int(stream.read()) == sock.getsockname()[1]
-    with socket.create_connection((host, port), timeout=60) as sock:
+    with socket.create_connection((host, port), timeout=300) as sock:
         sock.sendall(b"rst\n")
         try:
             data = sock.recv(1)
@@ -147,7 +147,7 @@ def drive_listener(host: str, port: int) -> None:
             pass
         else:
             raise AssertionError(f"no reset, but {data!r}")
-    with socket.create_connection((host, port), timeout=60) as sock, sock.makefile() as stream:
+    with socket.create_connection((host, port), timeout=300) as sock, sock.makefile() as stream:
         sock.sendall(b"half\n")
         sock.shutdown(socket.SHUT_WR)
         assert stream.read() == "eof\n"

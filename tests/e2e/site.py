@@ -82,7 +82,7 @@ class Site:
         fetches = "wget -q -O /dev/null http://10.0.0.5/"
         wait_until(lambda: self.vm.run(fetches, check=False).status == 0, "the new device serves")
 
-    def check(self, program: str, timeout: float = 240) -> str:
+    def check(self, program: str, timeout: float = 2 * WITHIN) -> str:
         """Run one of guest/*_check.c; AssertionError with the claims that do not hold. Returns its output."""
         result = self.vm.run(program, timeout=timeout, check=False)
         failed = [line for line in result.text.splitlines() if line.startswith("not ok")]
@@ -93,7 +93,7 @@ class Site:
 
     def check_listener(self) -> None:
         """Run guest/listen_check.c with its client on the host; AssertionError with the claims that do not hold."""
-        checking = self.vm.start("listen_check 8081 | tee /tmp/listen", timeout=120)
+        checking = self.vm.start("listen_check 8081 | tee /tmp/listen")
         wait_until(lambda: "port 8081" in self.vm.run("cat /tmp/listen; true").text, "the guest listens")
         drive_listener("127.0.0.1", self.published[8081])
         result = checking.wait()
@@ -101,7 +101,7 @@ class Site:
 
     def check_datagram_server(self) -> None:
         """The same with guest/dgram_server_check.c."""
-        serving = self.vm.start("dgram_server_check 8082 8083", timeout=120)
+        serving = self.vm.start("dgram_server_check 8082 8083")
         port = int(self.backend.await_log(r"udp://0\.0\.0\.0:8083 published as udp://127\.0\.0\.1:(\d+)")[1])
         drive_datagram_server("127.0.0.1", port)
         result = serving.wait()

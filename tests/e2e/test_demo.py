@@ -91,7 +91,7 @@ def test_demo_fails_when_something_does_not_hold(tmp_path: Path) -> None:
     demo.write_text(DEMO.read_text().replace('--module "$module"', ""))
     assert demo.read_text() != DEMO.read_text()
     environment = {**os.environ, "VHOSTSOCK_CACHE": os.environ.get("VHOSTSOCK_CACHE", str(ROOT / ".cache"))}
-    done = subprocess.run([demo], capture_output=True, text=True, timeout=250, stdin=subprocess.DEVNULL, env=environment)
+    done = subprocess.run([demo], capture_output=True, text=True, timeout=1000, stdin=subprocess.DEVNULL, env=environment)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "FAILED  the guest does not boot, or its module does not work" in done.stderr
     assert "All of it held" not in done.stdout

@@ -59,7 +59,7 @@ def test_listener_claims_hold(newer: Site) -> None:
 
 
 def test_everybody_who_waits_hears_that_the_device_was_unplugged(newer: Site) -> None:
-    checking = newer.vm.start("gone_check 10.0.0.5 7000 >/tmp/gone", timeout=120)
+    checking = newer.vm.start("gone_check 10.0.0.5 7000 >/tmp/gone")
     wait_until(lambda: "ready" in newer.vm.run("cat /tmp/gone; true").text, "the program blocks")
     newer.vm.unplug()
     result = checking.wait(check=False)

@@ -59,7 +59,7 @@ def test_upload_of_4_mib_arrives_unharmed(offload: Site) -> None:
 
 
 def test_eight_downloads_at_once_arrive_unharmed(offload: Site) -> None:
-    running = [offload.vm.start(DOWNLOAD, timeout=200) for _ in range(8)]
+    running = [offload.vm.start(DOWNLOAD) for _ in range(8)]
     assert {command.wait().text.split()[0] for command in running} == {digest(offload)}
 
 

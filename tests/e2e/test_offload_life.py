@@ -86,13 +86,13 @@ def test_a_device_plugged_again_serves_again(new_site: NewSite) -> None:
 
 def test_killed_back_end_fails_sockets_and_hangs_nothing(new_site: NewSite) -> None:
     place = new_site("--append", "virtio_socket.ping_secs=1")
-    holding = place.vm.start(HOLD, timeout=200)
+    holding = place.vm.start(HOLD)
     with held(place) as sock:
         place.backend.process.kill()
         place.backend.process.wait()
         assert over(sock)
     # a connect that asks the dead device, and one after the driver has noticed
-    asking = place.vm.run("nc 10.0.0.5 80 </dev/null", timeout=100, check=False)
+    asking = place.vm.run("nc 10.0.0.5 80 </dev/null", check=False)
     assert asking.status not in (0, 137), str(asking)
     assert holding.wait().text.splitlines() == TAKEN_AWAY
     refused = place.vm.run("nc 10.0.0.5 80 </dev/null", check=False)
@@ -151,7 +151,7 @@ def test_a_nic_serves_what_the_policy_does_not_name(new_site: NewSite, tmp_path:
 
 def test_several_ring_pairs(new_site: NewSite) -> None:
     place = new_site(pairs=4)
-    running = [place.vm.start("wget -q -O - http://10.0.0.5/data | sha256sum", timeout=200) for _ in range(4)]
+    running = [place.vm.start("wget -q -O - http://10.0.0.5/data | sha256sum") for _ in range(4)]
     want = hashlib.sha256((place.www / "data").read_bytes()).hexdigest()
     assert {command.wait().text.split()[0] for command in running} == {want}
 

@@ -35,7 +35,7 @@ def test_everybody_who_waits_hears_that_the_device_is_gone(
     initramfs: str, tmp_path: Path, take_away: Callable[[Site], None]
 ) -> None:
     with site(tmp_path, initramfs, "--append", "virtio_socket.ping_secs=1") as place:
-        checking = place.vm.start("gone_check 10.0.0.5 7000 >/tmp/gone", timeout=120)
+        checking = place.vm.start("gone_check 10.0.0.5 7000 >/tmp/gone")
         wait_until(lambda: "ready" in place.vm.run("cat /tmp/gone; true").text, "the program blocks")
         take_away(place)
         result = checking.wait(check=False)

@@ -76,7 +76,7 @@ def test_host_reaches_a_listener_of_the_guest(site: VsockSite) -> None:
     with echo_in_guest(site, 1234):
         with site.connect(1234) as sock:
             assert echoes(sock, b"hello")
-        with socket.create_connection(("127.0.0.1", site.published), timeout=60) as sock:
+        with socket.create_connection(("127.0.0.1", site.published), timeout=300) as sock:
             assert echoes(sock, os.urandom(4 << 20))
 
 

@@ -37,7 +37,7 @@ class VsockSite:
     own: socket.socket
     published: int
 
-    def check(self, mode: str, timeout: float = 240) -> str:
+    def check(self, mode: str, timeout: float = 2 * WITHIN) -> str:
         """Run guest/vsock_check.c in a mode; AssertionError with the claims that do not hold. Returns its output."""
         result = self.vm.run(f"vsock_check {mode}", timeout=timeout, check=False)
         failed = [line for line in result.text.splitlines() if line.startswith("not ok")]
