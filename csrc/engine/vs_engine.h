@@ -28,7 +28,7 @@
 
 /* cdef begin */
 
-enum { VSE_PAYLOAD_MAX = 1856 };	/* fits struct vso_open with both URIs and VSO_OPTS_MAX bytes of options */
+enum { VSE_PAYLOAD_MAX = 1856 };	/* fits struct vso_open with both URIs, VSO_OPTS_MAX bytes of options and a namespace's name */
 
 enum vse_event_type {
 	VSE_EV_HELLO = 1,	/* a driver started (new epoch); all handles before are gone. payload: struct vso_hello */
@@ -68,6 +68,7 @@ struct vse_config {
 	uint64_t features;	/* VSO_F_* offered */
 	uint32_t dialect;	/* enum vse_dialect_id */
 	uint64_t guest_cid;	/* vsock */
+	char hairpin[VSO_NETNS_MAX + 1];	/* the guest's network namespace whose loopback is offered, too; empty: none */
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
 };
 
@@ -121,6 +122,7 @@ int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const
  * serves its rings; -EAGAIN: it does not keep up; -ENFILE: max_flows.
  */
 int vse_call(struct vse_engine *e, int fd, uint32_t guest_port, bool greet, uint64_t *handle);
+int vse_dup(struct vse_engine *e, uint64_t handle);	/* a duplicate of the flow's descriptor, the caller's; -ESTALE, -EBADF: none, -errno */
 int vse_reset_flow(struct vse_engine *e, uint64_t handle, uint32_t error);	/* RESET to the driver, RST on the host */
 /* every flow; quiet: no message, and the next driver must say HELLO first (the guest is gone) */
 void vse_reset_all(struct vse_engine *e, bool quiet);

@@ -392,6 +392,21 @@ int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t
 	return rc;
 }
 
+int vse_dup(struct vse_engine *e, uint64_t handle)
+{
+	struct vse_flow *f;
+	int fd = -ESTALE;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	if (f && f->fd < 0)
+		fd = -EBADF;
+	else if (f && (fd = fcntl(f->fd, F_DUPFD_CLOEXEC, 0)) < 0)
+		fd = -errno;
+	vse_unlock(e);
+	return fd;
+}
+
 int vse_reset_flow(struct vse_engine *e, uint64_t handle, uint32_t error)
 {
 	struct vse_flow *f;

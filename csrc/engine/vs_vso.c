@@ -108,6 +108,7 @@ static void on_hello(struct vse_pair *p, const struct vso_hdr *h, const struct v
 	struct vse_engine *e = p->e;
 	struct vso_hdr out = { .type = VSO_HELLO_REPLY, .cookie = h->cookie, .len = sizeof(struct vso_hello) };
 	struct vso_hello hello, reply;
+	uint8_t buf[sizeof(reply) + VSO_NETNS_MAX];
 
 	if (p != e->pairs || h->len < sizeof(hello) || vs_chain_read(c, sizeof(*h), &hello, sizeof(hello)) != sizeof(hello) ||
 	    hello.magic != VSO_MAGIC) {
@@ -137,7 +138,12 @@ static void on_hello(struct vse_pair *p, const struct vso_hdr *h, const struct v
 		e->max_payload = hello.max_payload ? MIN(hello.max_payload, (uint32_t)VSO_PAYLOAD_MAX) : VSO_PAYLOAD_MAX;
 		vse_event(e, VSE_EV_HELLO, NULL, 0, 0, &hello, sizeof(hello));
 	}
-	vse_send(p, &out, &reply, sizeof(reply));
+	if (reply.features & VSO_F_NETNS)
+		reply.hairpin_len = (uint16_t)strlen(e->config.hairpin);
+	memcpy(buf, &reply, sizeof(reply));
+	memcpy(buf + sizeof(reply), e->config.hairpin, reply.hairpin_len);
+	out.len += reply.hairpin_len;
+	vse_send(p, &out, buf, out.len);
 }
 
 static void on_ping(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
@@ -168,9 +174,11 @@ static int check_open(const struct vso_hdr *h, const uint8_t *payload, struct vs
 		return EINVAL;
 	memcpy(o, payload, sizeof(*o));
 	if (!o->uri_len || o->uri_len > VSO_URI_MAX || o->local_len > VSO_URI_MAX || o->opts_len > VSO_OPTS_MAX ||
-	    sizeof(*o) + o->uri_len + o->local_len + o->opts_len != h->len || (h->type == VSO_BIND && o->local_len))
+	    o->name_len > VSO_NETNS_MAX || sizeof(*o) + o->uri_len + o->local_len + o->opts_len + o->name_len != h->len ||
+	    (h->type == VSO_BIND && o->local_len))
 		return EINVAL;
-	if (!printable(uri, o->uri_len + o->local_len) || !vse_opts_valid(uri + o->uri_len + o->local_len, o->opts_len))
+	if (!printable(uri, o->uri_len + o->local_len) || !vse_opts_valid(uri + o->uri_len + o->local_len, o->opts_len) ||
+	    !printable(uri + o->uri_len + o->local_len + o->opts_len, o->name_len))
 		return EINVAL;
 	return 0;
 }

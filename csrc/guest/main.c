@@ -26,9 +26,12 @@ static int __init vso_init(void)
 	err = vso_flow_init();
 	if (err)
 		return err;
-	err = vso_proc_init();
+	err = vso_netns_init();
 	if (err)
 		goto flow;
+	err = vso_proc_init();
+	if (err)
+		goto netns;
 	err = vso_transport_register();
 	if (err)
 		goto proc;
@@ -41,6 +44,8 @@ transport:
 	vso_transport_unregister();
 proc:
 	vso_proc_exit();
+netns:
+	vso_netns_exit();
 flow:
 	vso_flow_exit();
 	return err;

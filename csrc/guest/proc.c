@@ -50,6 +50,7 @@ static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
 {
 	bool dgram = vs->row->type == SOCK_DGRAM;
 	char local[64], remote[64] = "-";
+	char name[VSO_NETNS_MAX + 1];
 	u32 rx, tx;
 
 	if (!vs->attached || !net_eq(vs->net, seq_file_net(m)))
@@ -59,12 +60,13 @@ static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
 		vso_uri_format(remote, sizeof(remote), &vs->peer, dgram);
 	else if (vs->state == VSO_ST_CONNECTING)
 		vso_uri_format(remote, sizeof(remote), &vs->target, dgram);
+	vso_netns_name(vs->net, name);
 	rx = vs->state == VSO_ST_LISTENING ? vs->acceptq_len : vs->rx_bytes;
 	tx = vs->state == VSO_ST_LISTENING ? vs->buf_alloc : dgram ? 0 : vs->tx_cnt - vs->peer_fwd;
-	seq_printf(m, "%-5s %-10s %-32s %-32s %8u %8u %5u %8lu %08x %4u %8u\n",
+	seq_printf(m, "%-5s %-10s %-32s %-32s %8u %8u %5u %8lu %08x %4u %8u %u:%s\n",
 		   dgram ? "udp" : vs->row->protocol == IPPROTO_MPTCP ? "mptcp" : "tcp", vso_state_name(vs->state), local, remote,
 		   rx, tx, from_kuid_munged(seq_user_ns(m), vs->uid), vs->ino, vs->flow,
-		   (unsigned int)(vs->pair - vs->dev->pair), vs->rx_drops);
+		   (unsigned int)(vs->pair - vs->dev->pair), vs->rx_drops, vs->net->ns.inum, name);
 }
 
 static int vso_seq_show(struct seq_file *m, void *v)
@@ -72,8 +74,8 @@ static int vso_seq_show(struct seq_file *m, void *v)
 	struct vso_sock *vs;
 
 	if (v == &vso_all) {
-		seq_printf(m, "%-5s %-10s %-32s %-32s %8s %8s %5s %8s %8s %4s %8s\n", "proto", "state", "local", "remote",
-			   "rx_queue", "tx_queue", "uid", "inode", "flow", "pair", "drops");
+		seq_printf(m, "%-5s %-10s %-32s %-32s %8s %8s %5s %8s %8s %4s %8s %s\n", "proto", "state", "local", "remote",
+			   "rx_queue", "tx_queue", "uid", "inode", "flow", "pair", "drops", "netns");
 		return 0;
 	}
 	vs = list_entry(v, struct vso_sock, all);

@@ -150,6 +150,45 @@ int vso_dgram_undecided_sendmsg(const struct vso_row *row, struct socket *sock, 
 	return err && err != -EAGAIN ? err : vso_again(sock, sendmsg, msg, len);
 }
 
+/*
+ * With hairpin the host's socket is the whole socket, so it is that which gets another peer, or none (AF_UNSPEC: an address without a port):
+ * its address and what waits in its queue stay. Return: as connect(); 1: not now, begin anew.
+ */
+static int vso_dgram_reconnect(struct vso_sock *vs, struct socket *sock, const vso_sockaddr *uaddr, int len)
+{
+	bool none = uaddr->sa_family == AF_UNSPEC, addr_only;
+	union vso_addr addr = { .sa.sa_family = vs->row->family };
+	int err = none ? 0 : vso_addr_copy(&addr, (const void *)uaddr, len, vs->row->family);
+
+	if (err < 0)
+		return err;
+	spin_lock_bh(&vs->lock);
+	if (vs->state != VSO_ST_CONNECTED) {
+		spin_unlock_bh(&vs->lock);
+		return 1;
+	}
+	vs->state = VSO_ST_CONNECTING;
+	vs->was_bound = true;		/* the flow outlives a refusal */
+	addr_only = vs->addr_only;
+	vs->addr_only = none;
+	vs->target = addr;
+	vs->target_len = vso_addr_len(&addr);
+	spin_unlock_bh(&vs->lock);
+	err = vso_open_request(vs, sock, VSO_CONNECT, &addr, none ? VSO_OPEN_ADDR_ONLY : 0) ?: vso_flow_wait(vs);
+	if (!err && vs->verdict == VSO_NATIVE)
+		err = -ENETUNREACH;
+	else if (!err)
+		err = -(int)vs->error;
+	if (!err)
+		return 0;
+	spin_lock_bh(&vs->lock);
+	vs->addr_only = addr_only;
+	if (vs->state != VSO_ST_CLOSED && vs->state != VSO_ST_GONE)
+		vs->state = VSO_ST_CONNECTED;
+	spin_unlock_bh(&vs->lock);
+	return err;
+}
+
 /** vso_dgram_connect() - connect() of an offloaded socket: to another peer, or to none */
 int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
 {
@@ -161,6 +200,11 @@ int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int fla
 	if (READ_ONCE(vs->state) == VSO_ST_CONNECTING) {
 		err = vso_flow_wait(vs);	/* another thread asks: first come, first served */
 		if (err == -EINTR)
+			goto out;
+	}
+	if (len >= (int)sizeof(sa_family_t) && vso_netns_hairpin(sock_net(sock->sk))) {
+		err = vso_dgram_reconnect(vs, sock, uaddr, len);
+		if (err != 1)
 			goto out;
 	}
 	if (len >= (int)sizeof(sa_family_t)) {
@@ -323,7 +367,8 @@ void vso_rx_dgram(const struct vso_msg *m)
 	vso_msg_copy(m, sizeof(d), uri, uri_len);
 	len = m->len - sizeof(d) - uri_len;
 	spin_lock(&vs->lock);
-	if (vs->state != VSO_ST_CONNECTED || vs->closing || vs->rcv_shut || !vs->sk)
+	if ((vs->state != VSO_ST_CONNECTED && !(vs->state == VSO_ST_CONNECTING && vs->was_bound)) || vs->closing || vs->rcv_shut ||
+	    !vs->sk)
 		goto out;
 	if (vs->rx_mem > READ_ONCE(vs->sk->sk_rcvbuf))
 		goto drop;

@@ -53,7 +53,8 @@ static int vso_bind_carrier(struct vso_sock *vs, struct socket *sock, const unio
 		if (!vs->peers)
 			return -ENOMEM;
 	}
-	err = vs->row->native->bind(sock, (void *)&addr, vso_addr_len(&addr));
+	/* with hairpin the device's side is all there is */
+	err = vso_netns_hairpin(sock_net(sock->sk)) ? -EADDRNOTAVAIL : vs->row->native->bind(sock, (void *)&addr, vso_addr_len(&addr));
 	if (err && err != -EADDRNOTAVAIL)
 		return err;
 	spin_lock_bh(&vs->lock);
@@ -109,7 +110,7 @@ int vso_undecided_bind(const struct vso_row *row, struct socket *sock, vso_socka
 	    len < (int)sizeof(sa_family_t) || uaddr->sa_family != row->family ||
 	    vso_addr_copy(&addr, (void *)uaddr, len, row->family) < 0)
 		goto native;
-	if (!vso_addr_port(&addr) && (row->type == SOCK_DGRAM || vso_inet_bind_no_port(sk)))
+	if (!vso_addr_port(&addr) && (row->type == SOCK_DGRAM || vso_inet_bind_no_port(sk)) && !vso_netns_hairpin(sock_net(sk)))
 		goto native;
 	scope = vso_addr_scope(sock_net(sk), &addr);
 	if (scope != VSO_SCOPE_ANY && scope != VSO_SCOPE_REMOTE)

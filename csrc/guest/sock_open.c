@@ -28,7 +28,6 @@
 
 #include "vso.h"
 
-bool vso_all_netns;
 unsigned int vso_window = 512 * 1024;
 
 /**
@@ -39,7 +38,7 @@ unsigned int vso_window = 512 * 1024;
  */
 bool vso_eligible(const struct vso_row *row, struct sock *sk)
 {
-	if (!sk || sk->sk_kern_sock || (!vso_all_netns && !net_eq(sock_net(sk), &init_net)))
+	if (!sk || sk->sk_kern_sock || !vso_netns_offered(sock_net(sk)))
 		return false;
 	if (sk->sk_bound_dev_if || sk->sk_mark || vso_inet_transparent(sk))
 		return false;
@@ -99,7 +98,7 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 	u8 *buf, *p;
 	int err, n;
 
-	buf = kzalloc(sizeof(*open) + 2 * (VSO_URI_MAX + 1) + VSO_OPTS_MAX, GFP_KERNEL);
+	buf = kzalloc(sizeof(*open) + 2 * (VSO_URI_MAX + 1) + VSO_OPTS_MAX + VSO_NETNS_MAX + 1, GFP_KERNEL);
 	if (!buf)
 		return -ENOMEM;
 	open = (struct vso_open *)buf;
@@ -117,8 +116,12 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 	open->opts_len = cpu_to_le16(n);
 	p += n;
 	open->flags = cpu_to_le16(flags);
-	if (!net_eq(sock_net(sk), &init_net))
+	if (!net_eq(sock_net(sk), &init_net)) {
 		open->netns = cpu_to_le64(sock_net(sk)->ns.inum);
+		n = vso_netns_name(sock_net(sk), p);
+		open->name_len = cpu_to_le16(n);
+		p += n;
+	}
 	open->uid = cpu_to_le32(from_kuid(&init_user_ns, current_fsuid()));
 	open->pid = cpu_to_le32(task_tgid_nr(current));
 	get_task_comm(open->comm, current);

@@ -55,6 +55,32 @@ struct vso_dev *vso_dev_get(void)
 	return dev;
 }
 
+/** vso_dev_knows_netns() - does the device tell network namespaces apart? */
+bool vso_dev_knows_netns(void)
+{
+	struct vso_dev *dev;
+	bool knows;
+
+	rcu_read_lock();
+	dev = rcu_dereference(vso_the_dev);
+	knows = dev && smp_load_acquire(&dev->up) && dev->features & VSO_F_NETNS;
+	rcu_read_unlock();
+	return knows;
+}
+
+/** vso_dev_hairpin() - is this the namespace whose loopback the device serves? */
+bool vso_dev_hairpin(const char *name)
+{
+	struct vso_dev *dev;
+	bool hairpin;
+
+	rcu_read_lock();
+	dev = rcu_dereference(vso_the_dev);
+	hairpin = dev && smp_load_acquire(&dev->up) && !strcmp(dev->hairpin, name);
+	rcu_read_unlock();
+	return hairpin;
+}
+
 void vso_dev_put(struct vso_dev *dev)
 {
 	if (refcount_dec_and_test(&dev->ref)) {
@@ -82,7 +108,7 @@ static void vso_dev_set_up(struct vso_dev *dev, bool up)
 
 		spin_lock_bh(&pair->tx_lock);
 		if (!i)
-			WRITE_ONCE(dev->up, up);
+			smp_store_release(&dev->up, up);	/* pairs with vso_dev_hairpin() */
 		spin_unlock_bh(&pair->tx_lock);
 	}
 }
@@ -118,7 +144,7 @@ static void vso_hello_send(struct vso_dev *dev)
 		.magic = cpu_to_le32(VSO_MAGIC),
 		.abi_major = cpu_to_le16(VSO_ABI_MAJOR),
 		.abi_minor = cpu_to_le16(VSO_ABI_MINOR),
-		.features = cpu_to_le64(VSO_F_DGRAM),
+		.features = cpu_to_le64(VSO_F_DGRAM | VSO_F_NETNS),
 		.pairs = cpu_to_le32(dev->nr_pairs),
 		.max_payload = cpu_to_le32(VSO_PAYLOAD_MAX),
 	};
@@ -135,7 +161,7 @@ static void vso_hello_send(struct vso_dev *dev)
 void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 len)
 {
 	struct vso_hello hello;
-	u32 pairs, max;
+	u32 pairs, max, name;
 
 	memcpy(&hello, payload, sizeof(hello));
 	if (le64_to_cpu(hello.epoch) != READ_ONCE(dev->epoch) || READ_ONCE(dev->up))
@@ -153,6 +179,10 @@ void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 le
 	dev->pairs = pairs;
 	dev->max_payload = max;
 	dev->features = le64_to_cpu(hello.features);
+	memset(dev->hairpin, 0, sizeof(dev->hairpin));
+	name = le16_to_cpu(hello.hairpin_len);
+	if (dev->features & VSO_F_NETNS && name <= VSO_NETNS_MAX && name <= len - sizeof(hello))
+		memcpy(dev->hairpin, payload + sizeof(hello), name);
 	dev_info(&dev->vdev->dev, "sockets are offered to the device (%u ring pair%s, protocol %u.%u)\n", pairs,
 		 pairs > 1 ? "s" : "", VSO_ABI_MAJOR, min_t(u16, VSO_ABI_MINOR, le16_to_cpu(hello.abi_minor)));
 	vso_dev_set_up(dev, true);

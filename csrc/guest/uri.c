@@ -164,6 +164,8 @@ static enum vso_scope vso_scope4(struct net *net, __be32 addr)
 	case RTN_LOCAL:
 		return VSO_SCOPE_LOCAL;
 	case RTN_BROADCAST:
+		/* so says a namespace that has no table yet, of everything; with one, no loopback address is broadcast */
+		return inet_addr_type(net, htonl(INADDR_LOOPBACK)) == RTN_BROADCAST ? VSO_SCOPE_REMOTE : VSO_SCOPE_GROUP;
 	case RTN_MULTICAST:
 		return VSO_SCOPE_GROUP;
 	default:
@@ -171,8 +173,7 @@ static enum vso_scope vso_scope4(struct net *net, __be32 addr)
 	}
 }
 
-/** vso_addr_scope() - whose address is this? */
-enum vso_scope vso_addr_scope(struct net *net, const union vso_addr *addr)
+static enum vso_scope vso_scope(struct net *net, const union vso_addr *addr)
 {
 	const struct in6_addr *in6 = &addr->v6.sin6_addr;
 
@@ -185,4 +186,12 @@ enum vso_scope vso_addr_scope(struct net *net, const union vso_addr *addr)
 	if (ipv6_addr_loopback(in6) || ipv6_chk_addr(net, in6, NULL, 0))
 		return VSO_SCOPE_LOCAL;
 	return ipv6_addr_is_multicast(in6) ? VSO_SCOPE_GROUP : VSO_SCOPE_REMOTE;
+}
+
+/** vso_addr_scope() - whose address is this? With hairpin, what is this namespace's own is the device's. */
+enum vso_scope vso_addr_scope(struct net *net, const union vso_addr *addr)
+{
+	enum vso_scope scope = vso_scope(net, addr);
+
+	return scope <= VSO_SCOPE_ANY && vso_netns_hairpin(net) ? VSO_SCOPE_REMOTE : scope;
 }

@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, proc.c shows
+ * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -149,6 +149,7 @@ struct vso_dev {
 	bool starved;
 	u64 epoch;
 	u64 features;
+	char hairpin[VSO_NETNS_MAX + 1];	/* the namespace whose loopback is the device's, too; written before @up */
 	u32 max_payload;
 	unsigned int nr_pairs;		/* rings found */
 	unsigned int pairs;		/* agreed in HELLO */
@@ -191,6 +192,8 @@ struct vso_tx {
 
 struct vso_dev *vso_dev_get(void);
 void vso_dev_put(struct vso_dev *dev);
+bool vso_dev_knows_netns(void);
+bool vso_dev_hairpin(const char *name);
 struct vso_tx *vso_tx_new(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp);
 int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx);
 void vso_tx_free(struct vso_tx *tx);
@@ -350,7 +353,6 @@ extern spinlock_t vso_all_lock;
 
 /* ------------------------------------------------------------------------------------------------------------- sock_*.c */
 
-extern bool vso_all_netns;
 extern unsigned int vso_window;
 
 /* sock_open.c: undecided sockets, and connect */
@@ -402,10 +404,20 @@ int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, i
 u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *buf, u32 size);
 void vso_opts_inherit(struct sock *to, struct sock *from);
 
+/* ------------------------------------------------------------------------------------------------------------- netns.c */
+
+extern bool vso_all_netns;
+
+int vso_netns_init(void);
+void vso_netns_exit(void);
+int vso_netns_name(struct net *net, char *name);
+bool vso_netns_offered(struct net *net);
+bool vso_netns_hairpin(struct net *net);
+
 /* -------------------------------------------------------------------------------------------------------- uri.c, proc.c */
 
 enum vso_scope {
-	VSO_SCOPE_LOCAL,	/* loopback, or an address of this guest */
+	VSO_SCOPE_LOCAL,	/* loopback, or an address of this guest; with hairpin there are none of its own */
 	VSO_SCOPE_ANY,		/* 0.0.0.0 or :: */
 	VSO_SCOPE_GROUP,	/* multicast or broadcast */
 	VSO_SCOPE_REMOTE,

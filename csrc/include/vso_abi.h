@@ -63,6 +63,7 @@ enum {
 	VSO_PAYLOAD_MAX = 262144,	/* bytes of payload in one message, either direction */
 	VSO_OPTS_MAX = 1024,		/* bytes of options in CONNECT and BIND */
 	VSO_OPTVAL_MAX = 512,		/* bytes of one option's value */
+	VSO_NETNS_MAX = 63,		/* bytes in the name of a network namespace, printable, no NUL on the wire */
 	VSO_RX_MIN = 2048		/* writable bytes in every chain of a to-driver ring, so that any control message fits */
 };
 
@@ -79,16 +80,16 @@ enum vso_type {
 	VSO_PONG = 6,
 
 	/* driver to device */
-	VSO_HELLO = 16,			/* payload: struct vso_hello; pair 0, flow 0 */
-	VSO_CONNECT = 17,		/* payload: struct vso_open, URI, local URI, options */
-	VSO_BIND = 18,			/* payload: struct vso_open, URI to bind, no local URI, options */
+	VSO_HELLO = 16,			/* payload: struct vso_hello (no hairpin); pair 0, flow 0 */
+	VSO_CONNECT = 17,		/* payload: struct vso_open, URI, local URI, options, namespace */
+	VSO_BIND = 18,			/* payload: struct vso_open, URI to bind, no local URI, options, namespace */
 	VSO_LISTEN = 19,		/* arg: backlog, also in buf_alloc; again on a listening flow: new backlog */
 	VSO_CLOSE = 20,			/* arg: VSO_CLOSE_* */
 	VSO_SETSOCKOPT = 21,		/* payload: struct vso_sockopt, value */
 	VSO_GETSOCKOPT = 22,		/* payload: struct vso_sockopt (len: room for the value) */
 
 	/* device to driver */
-	VSO_HELLO_REPLY = 64,		/* payload: struct vso_hello; arg: errno */
+	VSO_HELLO_REPLY = 64,		/* payload: struct vso_hello, hairpin namespace; arg: errno */
 	VSO_CONNECT_REPLY = 65,		/* payload: struct vso_reply, local URI, peer URI */
 	VSO_BIND_REPLY = 66,		/* payload: struct vso_reply, local URI with the real port */
 	VSO_LISTEN_REPLY = 67,		/* payload: struct vso_reply, local URI */
@@ -114,7 +115,13 @@ enum {
 };
 
 enum {
-	VSO_F_DGRAM = 1			/* feature bit 0: datagram flows */
+	VSO_F_DGRAM = 1,		/* feature bit 0: datagram flows */
+	/*
+	 * Feature bit 3: requests may come from other network namespaces than the guest's initial one, and say from which. Without it the
+	 * driver asks for sockets of the initial one only. HELLO_REPLY may name a namespace for hairpin: of that one the driver offers
+	 * every address, loopback too, and binds nothing natively.
+	 */
+	VSO_F_NETNS = 8
 };
 
 enum {
@@ -142,11 +149,12 @@ struct vso_hello {			/* 48 bytes */
 	vso_le32 pairs;			/* ring pairs: the driver's wish, the device's answer (1..wish) */
 	vso_le32 max_payload;		/* the largest hdr.len that the sender accepts */
 	vso_le32 max_flows;		/* reply: flows that the device keeps for this guest; driver: 0 */
-	vso_le32 reserved0;
+	vso_le16 hairpin_len;		/* reply, VSO_F_NETNS: the name of the namespace for hairpin, 0: none */
+	vso_le16 reserved0;
 	vso_le64 reserved1;
 };
 
-struct vso_open {			/* 56 bytes; then uri_len, local_len, opts_len bytes, unpadded */
+struct vso_open {			/* 56 bytes; then uri_len, local_len, opts_len, name_len bytes, unpadded */
 	vso_le16 uri_len;
 	vso_le16 local_len;		/* CONNECT: the address the guest bound natively before, or 0 */
 	vso_le16 opts_len;		/* struct vso_sockopt + value, each value padded to 8 bytes */
@@ -157,7 +165,9 @@ struct vso_open {			/* 56 bytes; then uri_len, local_len, opts_len bytes, unpadd
 	char comm[VSO_COMM_LEN];	/* task name, NUL-padded */
 	vso_le32 sndbuf;		/* the application's SO_SNDBUF/SO_RCVBUF, 0: default */
 	vso_le32 rcvbuf;
-	vso_le64 reserved;
+	vso_le16 name_len;		/* VSO_F_NETNS: the name that the guest gave the namespace, 0: none */
+	vso_le16 reserved0;
+	vso_le32 reserved1;
 };
 
 struct vso_reply {			/* 16 bytes; then local_len, peer_len bytes */

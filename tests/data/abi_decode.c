@@ -42,7 +42,8 @@ static void hello(void)
 
 	take(&h, sizeof(h));
 	NUM(h, magic), NUM(h, abi_major), NUM(h, abi_minor), NUM(h, epoch), NUM(h, features), NUM(h, pairs), NUM(h, max_payload);
-	NUM(h, max_flows), NUM(h, reserved0), NUM(h, reserved1);
+	NUM(h, max_flows), NUM(h, hairpin_len), NUM(h, reserved0), NUM(h, reserved1);
+	part("hairpin", h.hairpin_len);
 }
 
 static void open_request(void)
@@ -55,8 +56,8 @@ static void open_request(void)
 	printf(" comm=");
 	for (i = 0; i < sizeof(o.comm); i++)
 		printf("%02x", (unsigned char)o.comm[i]);
-	NUM(o, sndbuf), NUM(o, rcvbuf), NUM(o, reserved);
-	part("uri", o.uri_len), part("local", o.local_len), part("opts", o.opts_len);
+	NUM(o, sndbuf), NUM(o, rcvbuf), NUM(o, name_len), NUM(o, reserved0), NUM(o, reserved1);
+	part("uri", o.uri_len), part("local", o.local_len), part("opts", o.opts_len), part("name", o.name_len);
 }
 
 static void reply(void)

@@ -12,7 +12,7 @@ from vhostsock.offload.abi import Message
 HERE = Path(__file__).parent
 JSON = HERE / "abi-golden.json"
 HEX = HERE / "abi-golden.hex"
-URIS = ("uri", "local", "peer")
+TEXTS = ("uri", "local", "peer", "name", "hairpin")
 
 
 def entries() -> dict[str, dict[str, Any]]:
@@ -26,7 +26,7 @@ def hex_lines() -> dict[str, bytes]:
 
 def message_of(entry: dict[str, Any]) -> Message:
     fields = {name: value.encode() if isinstance(value, str) else value for name, value in entry.get("fields", {}).items()}
-    parts = {name: text.encode() if name in URIS else bytes.fromhex(text) for name, text in entry.get("parts", {}).items()}
+    parts = {name: text.encode() if name in TEXTS else bytes.fromhex(text) for name, text in entry.get("parts", {}).items()}
     numbers = {key: value for key, value in entry.items() if isinstance(value, int)}
     return Message(entry["type"], fields=fields, parts=parts, **numbers)
 
@@ -37,7 +37,8 @@ STRUCTS = {
     "SETSOCKOPT": "vso_sockopt", "GETSOCKOPT": "vso_sockopt", "SOCKOPT_REPLY": "vso_sockopt",
 }  # fmt: skip
 PARTS = {
-    "vso_open": ("uri", "local", "opts"), "vso_reply": ("local", "peer"), "vso_accept": ("local", "peer"),
+    "vso_hello": ("hairpin",), "vso_open": ("uri", "local", "opts", "name"),
+    "vso_reply": ("local", "peer"), "vso_accept": ("local", "peer"),
     "vso_dgram": ("uri", "data"), "vso_sockopt": ("value",),
 }  # fmt: skip
 
@@ -48,7 +49,7 @@ def line_of(entry: dict[str, Any]) -> str:
     struct = STRUCTS.get(kind)
     names = PARTS.get(struct or "", ("data",) if kind == "DATA" else ()) if kind != "GETSOCKOPT" else ()
     given: dict[str, str] = entry.get("parts", {})
-    parts = {n: given.get(n, "").encode().hex() if n in URIS else given.get(n, "") for n in names}
+    parts = {n: given.get(n, "").encode().hex() if n in TEXTS else given.get(n, "") for n in names}
     sizes = {n: len(text) // 2 for n, text in parts.items()}
     payload = sum(sizes.values()) + (ffi.sizeof(f"struct {struct}") if struct else 0)
     header = dict.fromkeys(("type", "flags", "flow", "len", "arg", "buf_alloc", "fwd_cnt", "cookie", "reserved"), 0)

@@ -69,6 +69,10 @@ def test_datagram_claims_hold_on_the_native_kernel(programs: Path) -> None:
     assert "not ok" not in asyncio.run(main())
 
 
+def test_hairpin_claims_hold_on_the_native_kernel(programs: Path) -> None:
+    assert "not ok" not in asyncio.run(run(programs / "hairpin_check"))
+
+
 def test_listener_claims_hold_on_the_native_kernel(programs: Path) -> None:
     with subprocess.Popen([programs / "listen_check", "0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

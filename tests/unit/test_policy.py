@@ -248,3 +248,63 @@ def test_explain_bind() -> None:
 def test_handlers_in_use_are_listed_with_their_first_rule() -> None:
     text = ORDERED + one('scheme = "tcp"', 'handler = "hello"').replace("\n", "\n    ")
     assert {name: rule.number for name, rule in policy(text).handlers().items()} == {"direct": 1, "hello": 4}
+
+
+NAMESPACES = """
+    [[rule]]
+    match = { address = "10.0.0.5" }
+    action = "offload"
+
+    [[rule]]
+    match = { netns = ["shop*", "4026532008"] }
+    action = "offload"
+
+    [[publish]]
+    guest = "tcp://0.0.0.0:80"
+
+    [[publish]]
+    guest = "tcp://0.0.0.0:81"
+    netns = "*"
+
+    [hairpin]
+    netns = "judge"
+    """
+
+
+@pytest.mark.parametrize(
+    ("netns", "address", "expected"),
+    [
+        ("init", "10.0.0.5", "offload direct tcp://10.0.0.5:80"),
+        ("init", "10.0.0.6", "native"),
+        ("office", "10.0.0.5", "native"),
+        ("shop1", "10.0.0.5", "offload direct tcp://10.0.0.5:80"),
+        ("4026532008", "10.0.0.6", "offload direct tcp://10.0.0.6:80"),
+        ("4026532009", "10.0.0.6", "native"),
+        ("shop1", "127.0.0.1", "native"),
+        ("judge", "127.0.0.1", "offload direct tcp://127.0.0.1:80"),
+        ("judge", "10.0.0.7", "offload direct tcp://10.0.0.7:80"),
+    ],
+)
+def test_rules_serve_the_initial_namespace_unless_they_name_others(netns: str, address: str, expected: str) -> None:
+    assert verdict(NAMESPACES, f"tcp://{address}:80", Guest("vm1", netns=netns)) == expected
+
+
+def test_publish_rules_serve_the_initial_namespace_unless_they_name_others() -> None:
+    def ports(netns: str) -> list[int]:
+        guest = Guest("vm1", netns=netns)
+        return [port for port in (80, 81, 82) if published(NAMESPACES, f"tcp://0.0.0.0:{port}", guest)]
+
+    assert ports("init") == [80, 81]
+    assert ports("shop1") == [81]
+    assert ports("judge") == [80, 81, 82]
+    assert published(NAMESPACES, "udp6://::1/0", Guest("vm1", netns="judge")) == ("udp6://::1/0", range(1))
+
+
+def test_the_namespace_is_part_of_the_explanation() -> None:
+    lines = list(policy(NAMESPACES).explain(parse_inet("tcp://10.0.0.5:80"), Guest("vm1", netns="office")))
+    assert any("which only a rule that names it (netns) serves" in line for line in lines)
+    assert any("namespace 'office' is not 'shop*' or '4026532008'" in line for line in lines)
+    lines = list(policy(NAMESPACES).explain(parse_inet("tcp://127.0.0.1:80"), Guest("vm1", netns="judge")))
+    assert lines[1:] == ["  because of hairpin at policy.toml:17"]
+    bound = policy(NAMESPACES).explain_bind(parse_inet("tcp6://::1/80"), Guest("vm1", netns="judge"))
+    assert "hairpin at policy.toml:17" in next(iter(bound))

@@ -135,7 +135,7 @@ def test_wrong_file(text: str, expected: str) -> None:
         ('guest = "tcp://0.0.0.0:80-89"\nhost = "unix:///run/x"', "one path for many guest ports"),
         ('guest = "tcp://0.0.0.0:80"\nhost = "unix:///run/{prt}"', "unknown placeholder {prt}"),
         ('guest = "tcp://0.0.0.0:80"\nhost = "unix://run"', "three slashes"),
-        ('guest = "tcp://0.0.0.0:80"\nmatch = {}', "key 'match': unknown key; the keys are guest, host, device, comment"),
+        ('guest = "tcp://0.0.0.0:80"\nmatch = {}', "match': unknown key; the keys are guest, host, device, netns, comment"),
     ],
 )
 def test_wrong_publish(text: str, expected: str) -> None:
@@ -172,3 +172,17 @@ def test_lines_skip_strings_and_comments() -> None:
     assert [lines.of("", 0, key) for key in "abcd"] == [1, 2, 1, 1]
     assert [lines.of("t", 1, key) for key in "efghi"] == [4, 4, 5, 6, 7]
     assert [lines.of("t", 2), lines.of("t", 2, "e"), lines.of("t", 2, "f")] == [8, 9, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[hairpin]\n", "policy.toml:1: hairpin: no 'netns'; write netns"),
+        ('[hairpin]\nnetns = "two words"', "policy.toml:2: hairpin, key 'netns': 'two words' is no name of a namespace"),
+        ('[hairpin]\nnetns = "j"\nport = 1', "policy.toml:3: hairpin, key 'port': unknown key"),
+        ('hairpin = "judge"', "there is one: write it as a table, under the line [hairpin]"),
+        ('[[hairpin]]\nnetns = "j"', "there is one: write it as a table, under the line [hairpin]"),
+    ],
+)
+def test_wrong_hairpin(text: str, expected: str) -> None:
+    assert expected in refusal(text)

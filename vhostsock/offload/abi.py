@@ -86,6 +86,8 @@ class Layout(NamedTuple):
 
 
 _URIS: Final = (("local", "local_len"), ("peer", "peer_len"))
+_OPEN: Final = (("uri", "uri_len"), ("local", "local_len"), ("opts", "opts_len"), ("name", "name_len"))
+_HAIRPIN: Final = (("hairpin", "hairpin_len"),)
 LAYOUTS: Final[Mapping[str, Layout]] = {
     "DATA": Layout(None, (("data", ""),)),
     "CREDIT": Layout(),
@@ -93,14 +95,14 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "DGRAM": Layout(DGRAM, (("uri", "uri_len"), ("data", ""))),
     "PING": Layout(),
     "PONG": Layout(),
-    "HELLO": Layout(HELLO),
-    "CONNECT": Layout(OPEN, (("uri", "uri_len"), ("local", "local_len"), ("opts", "opts_len"))),
-    "BIND": Layout(OPEN, (("uri", "uri_len"), ("local", "local_len"), ("opts", "opts_len"))),
+    "HELLO": Layout(HELLO, _HAIRPIN),
+    "CONNECT": Layout(OPEN, _OPEN),
+    "BIND": Layout(OPEN, _OPEN),
     "LISTEN": Layout(),
     "CLOSE": Layout(),
     "SETSOCKOPT": Layout(SOCKOPT, (("value", ""),)),
     "GETSOCKOPT": Layout(SOCKOPT),
-    "HELLO_REPLY": Layout(HELLO),
+    "HELLO_REPLY": Layout(HELLO, _HAIRPIN),
     "CONNECT_REPLY": Layout(REPLY, _URIS),
     "BIND_REPLY": Layout(REPLY, _URIS),
     "LISTEN_REPLY": Layout(REPLY, _URIS),
@@ -249,6 +251,7 @@ class Open:
     opts: bytes  # the same, as they came
     flags: int
     netns: int
+    name: str  # of the namespace, printable, "" if the guest gave none
     uid: int
     pid: int
     comm: str
@@ -260,6 +263,10 @@ class Open:
         return next((int.from_bytes(o.value[:4], "little") for o in self.options if (o.level, o.name) == (level, name)), 0)
 
 
+def _printable(text: bytes) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text.decode("ascii", "replace"))
+
+
 def parse_open(payload: bytes) -> Open:
     """Decode the payload of CONNECT or BIND. RequestError when it is malformed."""
     fields, parts = _split(LAYOUTS["CONNECT"], payload, "open request")
@@ -268,6 +275,6 @@ def parse_open(payload: bytes) -> Open:
     except UnicodeDecodeError as error:
         raise RequestError(f"open request: a URI is ASCII, byte {error.start} of it is not") from None
     numbers = {name: value for name, value in fields.items() if isinstance(value, int)}
-    comm = bytes(fields["comm"]).partition(b"\0")[0].decode("ascii", "replace")
-    comm = "".join(c if c.isprintable() else "?" for c in comm)
-    return Open(uri, local, parse_options(parts["opts"]), parts["opts"], comm=comm, **numbers)
+    comm = _printable(bytes(fields["comm"]).partition(b"\0")[0])
+    name = _printable(parts["name"])
+    return Open(uri, local, parse_options(parts["opts"]), parts["opts"], name=name, comm=comm, **numbers)

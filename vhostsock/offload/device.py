@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from .._core import lib
 from ..errors import PolicyError, RequestError, UsageError
@@ -29,10 +29,11 @@ from .engine import Event
 from .engine_device import EngineDevice
 from .errnos import errno_name, guest_errno
 from .flows import Flow, ended_text
+from .hairpin import HostNamespace
 from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
 from .handlers.direct import open_datagram
 from .handlers.listen import Listeners
-from .policy import Decision, Guest, Policy
+from .policy import INITIAL, Decision, Guest, Policy
 from .uri import InetURI, IpxURI, URIError
 
 __all__ = ["OffloadDevice"]
@@ -68,14 +69,29 @@ class OffloadDevice(EngineDevice):
         self.policy = policy or Policy()
         self.num_queues = 2 * pairs
         self._handlers = _handlers(self.policy, handlers or {})
-        limits = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
+        limits: dict[str, Any] = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
         self._max_pending = max_pending
         self._max_tasks = max_pending + max_flows  # functions that serve connections may outlive them, but not without end
         self._flows: dict[int, Flow] = {}
         self._connecting: set[asyncio.Task[None]] = set()  # that have not answered their request
         self._serving: set[asyncio.Task[None]] = set()  # that serve a connection in this process
         self._listeners = Listeners()
+        if self.policy.hairpin:
+            limits["hairpin"] = self.policy.hairpin.netns
+            HostNamespace().close()  # complains now
+        self._namespace: HostNamespace | None = None  # of a session, if the policy has hairpin
         super().__init__(name, log, limits)
+
+    async def connected(self) -> None:
+        if self.policy.hairpin:
+            self._namespace = HostNamespace()
+        await super().connected()
+
+    async def disconnected(self) -> None:
+        await super().disconnected()
+        if self._namespace:
+            self._namespace.close()
+            self._namespace = None
 
     def _answer(self, event: Event) -> None:
         _ANSWERS[event.kind](self, event)
@@ -122,8 +138,9 @@ class OffloadDevice(EngineDevice):
             self._refuse(flow, _REFUSALS[decision.action], decision.errno, text, level)
             return
         assert decision.target is not None
+        bound = partial(self._engine.duplicate, flow.handle) if self._engine and flow.open else None
         request = Request(flow.uri, decision.target, flow.guest, local, wanted.opts, flow.id, wanted.pid, wanted.comm,
-                          partial(self._reset_flow, flow), self._settle)  # fmt: skip
+                          partial(self._reset_flow, flow), self._settle, bound=bound)  # fmt: skip
         if wanted.flags & lib.VSO_OPEN_ADDR_ONLY:
             self._open_datagram(flow, decision, request)
         elif (making := len(self._connecting)) >= self._max_pending or making + len(self._serving) >= self._max_tasks:
@@ -152,7 +169,8 @@ class OffloadDevice(EngineDevice):
         flow = self._flows.get(event.handle)
         now = time.monotonic()  # a loop's own clock may stand still within one turn of it
         if flow is None:
-            flow = self._flows[event.handle] = Flow(event.handle, event.flow, asked, Guest(self.name, wanted.uid), now)
+            netns = wanted.name or str(wanted.netns or INITIAL)
+            flow = self._flows[event.handle] = Flow(event.handle, event.flow, asked, Guest(self.name, wanted.uid, netns), now)
         else:  # BIND came before, or a datagram socket connects anew
             flow.uri, flow.since = asked, now
         return flow, wanted
@@ -164,7 +182,7 @@ class OffloadDevice(EngineDevice):
         try:
             try:
                 async with asyncio.timeout(decision.connect_timeout):
-                    connection = await self._handlers[decision.handler].connect(request)
+                    connection = await self._handler(decision).connect(request)
             finally:
                 # before the answer: the guest may have it, and the next request here, before this task is seen to be done
                 if flow.task:
@@ -179,6 +197,12 @@ class OffloadDevice(EngineDevice):
         else:
             self._say(flow, f"{what} {why} {1000 * self._age(flow):.1f} ms")
 
+    def _handler(self, decision: Decision) -> Handler:
+        if decision.hairpin:
+            assert self._namespace
+            return self._namespace
+        return self._handlers[decision.handler]
+
     def _made(self, flow: Flow, task: asyncio.Task[None]) -> None:
         if flow.task is task and task.cancelled():  # not by us: the handler cancelled itself, and the guest waits
             self._refuse(flow, _OFFLOAD, errno.ECONNABORTED, "ECONNABORTED: its handler was cancelled", logging.WARNING)
@@ -188,6 +212,8 @@ class OffloadDevice(EngineDevice):
         assert self._engine is not None
         if connection.task:
             self._keep(connection.task, self._serving)
+        if flow.uri.transport == "udp":
+            flow.family = connection.family  # of the addresses that it can send to
         try:
             taken = self._engine.connected(flow.handle, connection.detach(), str(connection.local), str(connection.peer))
         except OSError:
@@ -201,13 +227,15 @@ class OffloadDevice(EngineDevice):
 
     def _open_datagram(self, flow: Flow, decision: Decision, request: Request) -> None:
         try:
-            connection = open_datagram(request)
+            if decision.hairpin and self._namespace:
+                connection = self._namespace.open_datagram(request)
+            else:
+                connection = open_datagram(request)
             self._adopt(flow, connection)
         except OSError as error:
             code = guest_errno(error)
             self._refuse(flow, _OFFLOAD, code, f"offload {decision.target} {errno_name(code)} ({decision.why})")
             return
-        flow.family = request.target.family if isinstance(request.target, InetURI) else socket.AF_INET
         self._say(flow, f"offload datagrams -> {decision.target} ({decision.why})")
 
     def _destination(self, event: Event) -> None:
@@ -250,6 +278,7 @@ class OffloadDevice(EngineDevice):
                 flow.uri, decision, v6only=v6only,
                 reuseaddr=bool(wanted.option(socket.SOL_SOCKET, socket.SO_REUSEADDR)),
                 reuseport=bool(wanted.option(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
+                private=self._namespace.socket if decision.hairpin and self._namespace else None,
             )  # fmt: skip
         except URIError as error:
             self._refuse(flow, _OFFLOAD, errno.EINVAL, f"EINVAL: {error}", level=logging.WARNING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -56,11 +57,15 @@ class Stats(NamedTuple):
 class Engine:
     """One engine and its thread. UsageError: a limit is out of range. OSError: the host has no resources for it."""
 
-    def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int, guest_cid: int | None = None) -> None:
-        """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol."""
+    def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int, guest_cid: int | None = None,
+                 hairpin: str = "") -> None:
+        """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol. ``hairpin``: the guest's network
+        namespace whose loopback is the device's, too."""
         config = ffi.new("struct vse_config *", {
-            "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": lib.VSO_F_DGRAM,
+            "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total,
+            "features": lib.VSO_F_DGRAM | lib.VSO_F_NETNS,
             "dialect": lib.VSE_OFFLOAD if guest_cid is None else lib.VSE_VSOCK, "guest_cid": guest_cid or 0,
+            "hairpin": hairpin.encode(),
         })  # fmt: skip
         err = ffi.new("struct vs_err *")
         pointer = lib.vse_new(config, err)
@@ -140,6 +145,13 @@ class Engine:
         if code:
             raise OSError(-code, os.strerror(-code))
         return int(handle[0])
+
+    def duplicate(self, handle: int) -> socket.socket:
+        """The host's socket of a flow once more, for the caller. OSError: it has none (any more)."""
+        fd = lib.vse_dup(self._engine, handle)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd))
+        return socket.socket(fileno=fd)
 
     def reset(self, handle: int, error: int) -> bool:
         """End one flow: RESET to the driver, RST on the host."""

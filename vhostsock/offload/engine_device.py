@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from ..device import Device, Queue
 from ..errors import FrontendError
@@ -23,7 +24,7 @@ __all__ = ["EngineDevice"]
 class EngineDevice(Device):
     """``limits`` are Engine's arguments. UsageError: one of them is out of range."""
 
-    def __init__(self, name: str, logger: logging.Logger, limits: Mapping[str, int]) -> None:
+    def __init__(self, name: str, logger: logging.Logger, limits: Mapping[str, Any]) -> None:
         self.name = name
         self._logger = logger
         self._log = GuestLog(name, logger=logger)

@@ -16,7 +16,7 @@ from .engine import Event
 from .errnos import errno_name
 from .handlers.base import Connection
 from .handlers.listen import Listener
-from .policy import Guest
+from .policy import INITIAL, Guest
 from .uri import InetURI
 
 __all__ = ["Flow", "ended_text"]
@@ -38,7 +38,8 @@ class Flow:
     family: int = 0  # of an unconnected datagram socket: AF_INET or AF_INET6
 
     def __str__(self) -> str:
-        return f"#{self.id} {self.uri}"
+        netns = f" netns={self.guest.netns}" if self.guest.netns != INITIAL else ""
+        return f"#{self.id}{netns} {self.uri}"
 
 
 def ended_text(event: Event, seconds: float | None) -> str:

@@ -9,7 +9,8 @@ Two safeguards hold for every rule that offloads, because the device connects fr
 - *Special ranges must be named.* An address in one of ``SPECIAL`` (the host's loopback, link-local with the cloud's
   metadata service, multicast, ...) is matched only by a rule whose own address lies inside that range; ``0.0.0.0/0`` or a rule
   without an address does not reach them. Rules that deny or leave native match them like any other.
-- *The guest's word narrows only.* ``uid`` is what the guest's kernel says; ``device`` is the name the host gave the device.
+- *The guest's word narrows only.* ``uid`` and ``netns`` are what the guest's kernel says; ``device`` is the name the host gave
+  the device.
 
 Everything here is a pure function of its arguments; policy_file.py reads the TOML and handlers do what was decided.
 """
@@ -27,7 +28,7 @@ from . import uri as uris
 from .errnos import errno_name
 from .uri import URI, Address, InetURI, URIError
 
-__all__ = ["BindDecision", "Decision", "Guest", "Match", "Policy", "Publish", "Rule", "Span", "Template"]
+__all__ = ["INITIAL", "BindDecision", "Decision", "Guest", "Hairpin", "Match", "Policy", "Publish", "Rule", "Span", "Template"]
 
 Action = Literal["offload", "native", "deny"]
 
@@ -73,12 +74,19 @@ SPECIAL: Final[tuple[tuple[Span, str], ...]] = tuple(
 DEFAULT_CONNECT_TIMEOUT: Final = 127.0  # seconds: Linux's own with tcp_syn_retries = 6
 
 
+INITIAL: Final = "init"  # how policies call a guest's initial network namespace
+
+
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """Who asks: the device's name (the host's word) and the caller's uid in the guest (the guest's word)."""
+    """Who asks: the device's name (the host's word), the caller's uid and its network namespace (the guest's word).
+
+    ``netns`` is INITIAL, the name that the guest gave the namespace, or the number (an inode) of one without a name.
+    """
 
     device: str = ""
     uid: int = 0
+    netns: str = INITIAL
 
 
 class Template:
@@ -118,6 +126,7 @@ class Match:
     ports: tuple[range, ...] | None = None
     uids: tuple[range, ...] | None = None
     devices: tuple[str, ...] | None = None  # names or shell patterns
+    netns: tuple[str, ...] | None = None  # likewise; None: the initial one, so that a container without a network gains none
 
     def mismatch(self, asked: InetURI, guest: Guest, *, named_only: bool) -> str | None:
         """Why the request does not match, None if it does. ``named_only``: special ranges count only when named."""
@@ -132,6 +141,8 @@ class Match:
             return f"uid {guest.uid} is not {_any_of(map(range_text, self.uids))}"
         if self.devices is not None and not any(fnmatchcase(guest.device, name) for name in self.devices):
             return f"device {guest.device!r} is not {_any_of(map(repr, self.devices))}"
+        if (other := _other_netns(self.netns, guest)) is not None:
+            return other
         special = special_range(asked.plain) if named_only else None
         if special is not None and not any(span.inside(special[0]) for span in spans):
             return f"{asked.plain} {special[1]}: only a rule that names an address in {special[0]} offloads it"
@@ -175,6 +186,7 @@ class Publish:
     host: Template
     host_ports: range | None
     devices: tuple[str, ...] | None = None
+    netns: tuple[str, ...] | None = None  # None: the initial one
 
     @property
     def any_family(self) -> bool:
@@ -192,7 +204,7 @@ class Publish:
             return f"port {asked.port} is not {range_text(self.ports)}"
         if self.devices is not None and not any(fnmatchcase(guest.device, name) for name in self.devices):
             return f"device {guest.device!r} is not {_any_of(map(repr, self.devices))}"
-        return None
+        return _other_netns(self.netns, guest)
 
     def target(self, asked: InetURI, guest: Guest) -> tuple[URI, range]:
         """Where the host listens, and which ports it may try in turn (0: any free one; empty for a Unix socket)."""
@@ -213,6 +225,18 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class Hairpin:
+    """``[hairpin]``: all that the guest's namespace ``netns`` does, on its loopback too, is done in a namespace of the host
+    that only this guest uses. No rule is asked."""
+
+    where: str
+    netns: str
+
+    def __str__(self) -> str:
+        return f"hairpin at {self.where}"
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The verdict on a connect or a datagram destination: ``errno`` for deny; handler, target and timeout for offload."""
 
@@ -223,6 +247,7 @@ class Decision:
     target: URI | None = None
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     rule: Rule | None = None
+    hairpin: Hairpin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +259,7 @@ class BindDecision:
     host: URI | None = None
     ports: range = range(0)
     rule: Publish | None = None
+    hairpin: Hairpin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +272,13 @@ class Policy:
     default_errno: int = 0
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     file: str = "the closed policy"
+    hairpin: Hairpin | None = None
 
     def decide(self, asked: InetURI, guest: Guest) -> Decision:
         """The verdict on connecting or sending to ``asked``. URIError when the rule's target makes no URI for it."""
+        if self.hairpin and guest.netns == self.hairpin.netns:
+            return Decision("offload", str(self.hairpin), handler="direct", target=asked, connect_timeout=self.connect_timeout,
+                            hairpin=self.hairpin)  # fmt: skip
         rule = next((r for r in self.rules if r.mismatch(asked, guest) is None), None)
         if rule is None:
             return Decision(self.default, f"no rule of {self.file} matches, the default is {self.default}", self.default_errno)
@@ -260,6 +290,8 @@ class Policy:
 
     def decide_bind(self, asked: InetURI, guest: Guest, *, v6only: bool = False) -> BindDecision:
         """The verdict on binding ``asked``. A rule of the same family goes before one that serves it as dual-stack."""
+        if self.hairpin and guest.netns == self.hairpin.netns:
+            return BindDecision("offload", str(self.hairpin), asked, range(asked.port, asked.port + 1), hairpin=self.hairpin)
         for exact in (True, False):
             for rule in self.publishes:
                 if rule.mismatch(asked, guest, v6only=v6only, exact=exact) is None:
@@ -279,8 +311,8 @@ class Policy:
         """Lines that say what happens to a connect, and why each earlier rule did not decide."""
         decision = self.decide(asked, guest)
         yield f"{asked}: {_outcome(decision)}"
-        yield f"  because of {decision.why}" if decision.rule else f"  because {decision.why}"
-        for rule in self.rules:
+        yield f"  because of {decision.why}" if decision.rule or decision.hairpin else f"  because {decision.why}"
+        for rule in self.rules if not decision.hairpin else ():
             reason = rule.mismatch(asked, guest)
             if reason is None:
                 break
@@ -289,6 +321,9 @@ class Policy:
     def explain_bind(self, asked: InetURI, guest: Guest, *, v6only: bool = False) -> Iterator[str]:
         """The same for a bind."""
         decision = self.decide_bind(asked, guest, v6only=v6only)
+        if decision.hairpin:
+            yield f"{asked}: bound in the namespace of the {decision.why}"
+            return
         if decision.rule is None:
             yield f"{asked}: native, the guest's own stack binds it"
             yield f"  because {decision.why}"
@@ -301,6 +336,14 @@ class Policy:
             reason = rule.mismatch(asked, guest, v6only=v6only, exact=False)
             if reason is not None:
                 yield f"  not {rule}: {reason}"
+
+
+def _other_netns(names: tuple[str, ...] | None, guest: Guest) -> str | None:
+    if any(fnmatchcase(guest.netns, name) for name in names or (INITIAL,)):
+        return None
+    if names is None:
+        return f"it comes from namespace {guest.netns!r}, which only a rule that names it (netns) serves"
+    return f"namespace {guest.netns!r} is not {_any_of(map(repr, names))}"
 
 
 def _outcome(decision: Decision) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 from ..errors import PolicyError
 from .errnos import errno_number
-from .policy import Action, Guest, Match, Policy, Publish, Rule, Span, Template, range_text
+from .policy import Action, Guest, Hairpin, Match, Policy, Publish, Rule, Span, Template, range_text
 from .toml_lines import Lines
 from .uri import InetURI, Transport, UnixURI, URIError, parse_inet
 
@@ -151,6 +151,19 @@ def _devices(key: str, value: Any) -> tuple[str, ...]:
     return tuple(_string(key, item) for item in _nonempty(key, value))
 
 
+_NAME = re.compile(r"[!-~]{1,63}")  # VSO_NETNS_MAX
+
+
+def _netns(key: str, value: Any) -> str:
+    if not _NAME.fullmatch(text := _string(key, value)):
+        raise _Bad(key, f"{text!r} is no name of a namespace; write 1 to 63 printable characters without spaces")
+    return text
+
+
+def _namespaces(key: str, value: Any) -> tuple[str, ...]:
+    return tuple(_netns(key, item) for item in _nonempty(key, value))
+
+
 def _direction(key: str, value: Any) -> str:
     if value == "in":
         raise _Bad(key, 'rules decide on what the guest opens; for what reaches the guest write a [[publish]] table')
@@ -189,7 +202,8 @@ def _default(key: str, value: Any) -> str:
 
 Parser = Callable[[str, Any], Any]
 _MATCH_KEYS: Final[Mapping[str, Parser]] = {
-    "scheme": _schemes, "address": _addresses, "port": _ports, "uid": _uids, "device": _devices, "direction": _direction,
+    "scheme": _schemes, "address": _addresses, "port": _ports, "uid": _uids, "device": _devices, "netns": _namespaces,
+    "direction": _direction,
 }  # fmt: skip
 
 
@@ -197,18 +211,21 @@ def _match(key: str, value: Any) -> Match:
     if not isinstance(value, dict):
         raise _Bad(key, f"{value!r} is no table; write match = {{ scheme = \"tcp\", port = 80 }}, or {{}} for everything")
     found = _fields(value, _MATCH_KEYS)
-    return Match(found.get("scheme"), found.get("address"), found.get("port"), found.get("uid"), found.get("device"))
+    return Match(*(found.get(name) for name in ("scheme", "address", "port", "uid", "device", "netns")))
 
 
 _TOP_KEYS: Final[Mapping[str, Parser]] = {
     "default": _default, "errno": _errno, "connect_timeout": _seconds,
-    "rule": lambda key, value: value, "publish": lambda key, value: value,
+    "rule": lambda key, value: value, "publish": lambda key, value: value, "hairpin": lambda key, value: value,
 }  # fmt: skip
 _RULE_KEYS: Final[Mapping[str, Parser]] = {
     "match": _match, "action": _action, "handler": _string, "rewrite": _template, "errno": _errno, "connect_timeout": _seconds,
     "comment": _string,
 }  # fmt: skip
-_PUBLISH_KEYS: Final[Mapping[str, Parser]] = {"guest": _string, "host": _string, "device": _devices, "comment": _string}
+_PUBLISH_KEYS: Final[Mapping[str, Parser]] = {
+    "guest": _string, "host": _string, "device": _devices, "netns": _namespaces, "comment": _string,
+}  # fmt: skip
+_HAIRPIN_KEYS: Final[Mapping[str, Parser]] = {"netns": _netns, "comment": _string}
 
 
 def _fields(table: Mapping[str, Any], parsers: Mapping[str, Parser]) -> dict[str, Any]:
@@ -242,7 +259,8 @@ class _Reader:
 
     def fail(self, table: str, number: int, bad: _Bad) -> PolicyError:
         line = self.lines.of(table, number, bad.key)
-        place = f"{table} {number}, " if table and bad.key else f"{table} {number}: " if table else ""
+        name = f"{table} {number}" if number else table
+        place = f"{name}, " if name and bad.key else f"{name}: " if name else ""
         key = f"key {bad.key!r}: " if bad.key else ""
         return PolicyError(f"{self.file}:{line}: {place}{key}{bad}")
 
@@ -254,14 +272,24 @@ class _Reader:
             for name in ("rule", "publish"):
                 if not isinstance(found.get(name, []), list) or not all(isinstance(t, dict) for t in found.get(name, [])):
                     raise _Bad(name, f"write each as a table of its own, under the line [[{name}]]")
+            if not isinstance(found.get("hairpin", {}), dict):
+                raise _Bad("hairpin", "there is one: write it as a table, under the line [hairpin]")
         except _Bad as bad:
             raise self.fail("", 0, bad) from None
         rules = self.tables("rule", found.get("rule", []), _rule)
         publishes = self.tables("publish", found.get("publish", []), _publish)
+        hairpin = self.hairpin(found["hairpin"]) if "hairpin" in found else None
         default = cast(Action, found.get("default", "native"))
         number: int = found.get("errno", errno.EACCES) if default == "deny" else 0
         timeout = {"connect_timeout": found["connect_timeout"]} if "connect_timeout" in found else {}
-        return Policy(tuple(rules), tuple(publishes), default, number, file=self.file, **timeout)
+        return Policy(tuple(rules), tuple(publishes), default, number, file=self.file, hairpin=hairpin, **timeout)
+
+    def hairpin(self, table: dict[str, Any]) -> Hairpin:
+        try:
+            netns = _need(_fields(table, _HAIRPIN_KEYS), "netns", 'netns = "judge", the name of a namespace in the guest')
+        except _Bad as bad:
+            raise self.fail("hairpin", 0, bad) from None
+        return Hairpin(f"{self.file}:{self.lines.of('hairpin', 0)}", netns)
 
     def tables(self, name: str, tables: list[dict[str, Any]], build: Callable[[dict[str, Any], int, str], Any]) -> list[Any]:
         made = []
@@ -343,7 +371,7 @@ def _publish(table: dict[str, Any], number: int, where: str) -> Publish:
         host.expand(InetURI(address.transport, IPv4Address("192.0.2.1"), 80), Guest("name"))
     except URIError as error:
         raise _Bad("host", str(error)) from None
-    return Publish(number, where, address, ports, host, host_ports, found.get("device"))
+    return Publish(number, where, address, ports, host, host_ports, found.get("device"), found.get("netns"))
 
 
 def _published(key: str, text: str) -> tuple[InetURI, range | None, Template]:

@@ -69,8 +69,11 @@ class InetURI:
     def __str__(self) -> str:
         return f"{self.scheme}://{self.address}{'/' if self.address.version == 6 else ':'}{self.port}"
 
-    def name(self) -> tuple[Any, ...]:
-        """The address as Python's socket calls take it. OSError when a scope names no interface of this host."""
+    def name(self, family: int | None = None) -> tuple[Any, ...]:
+        """The address as Python's socket calls take it. OSError when a scope names no interface of this host. ``family``: as
+        for ``sockaddr``."""
+        if family == socket.AF_INET6 and isinstance(self.address, IPv4Address):
+            return (f"::ffff:{self.address}", self.port)
         if isinstance(self.address, IPv6Address):
             return (str(self.plain), self.port, 0, self._scope_index())
         return (str(self.address), self.port)

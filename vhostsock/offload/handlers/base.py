@@ -52,7 +52,8 @@ class Request:
     ``opts`` are the socket options of the application, packed as on the wire. ``pid`` and ``comm`` are the guest's word.
     ``reset(errno)`` ends the connection with a reset, at any time after ``connect`` returned. ``settle()`` makes the device
     take what the engine has told by now: who sees the descriptor's other end closed knows then how the flow ended. ``kind`` is
-    the type of the socket that is wanted for a stream: SOCK_STREAM, or SOCK_SEQPACKET (from a vsock device only).
+    the type of the socket that is wanted for a stream: SOCK_STREAM, or SOCK_SEQPACKET (from a vsock device only). ``bound``
+    duplicates the host's socket that the guest's has been bound or connected with, if it was.
     """
 
     uri: InetURI | VsockURI
@@ -66,6 +67,7 @@ class Request:
     reset: Callable[[int], Any] = _ignore_reset
     settle: Callable[[], Any] = _nothing_to_settle
     kind: socket.SocketKind = socket.SOCK_STREAM
+    bound: Callable[[], socket.socket] | None = None
 
 
 class Connection:
@@ -78,6 +80,7 @@ class Connection:
     def __init__(self, sock: socket.socket, local: InetURI | VsockURI, peer: InetURI | VsockURI, *,
                  task: asyncio.Task[None] | None = None, ended: Callable[[int], None] | None = None) -> None:  # fmt: skip
         self._sock = sock
+        self.family: int = sock.family
         self.local = local
         self.peer = peer
         self.task = task

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 
 from ..uri import InetURI
 from .base import Connection, Request, apply_options, connect, shown_local
@@ -42,13 +43,13 @@ class DirectHandler:
         return Connection(sock, local, request.uri)
 
 
-def open_datagram(request: Request) -> Connection:
+def open_datagram(request: Request, make: Callable[[int, int], socket.socket] = socket.socket) -> Connection:
     """An unconnected UDP socket for a guest that uses sendto(): of the target's family, IPv6 also reaching IPv4 (mapped).
 
-    OSError when the host cannot make one. Bound at once, to any free port, so that it has an address to show.
+    ``make`` makes it. OSError when the host cannot. Bound at once, to any free port, so that it has an address to show.
     """
     target = _inet_target(request)
-    sock = socket.socket(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = make(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if target.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

@@ -17,6 +17,7 @@ import os
 import socket
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..policy import BindDecision
@@ -34,6 +35,7 @@ class Listener:
     host: InetURI | UnixURI
     shown: InetURI
     file: tuple[int, int] | None = None  # device and inode of a Unix socket's file
+    counted: bool = True  # among the device's ports
 
 
 class Listeners:
@@ -42,8 +44,12 @@ class Listeners:
     def __init__(self) -> None:
         self._ports: Counter[InetURI] = Counter()
 
-    def bind(self, asked: InetURI, decision: BindDecision, *, reuseaddr: bool, reuseport: bool, v6only: bool) -> Listener:
-        """Bind what ``decision`` says. OSError: the guest's bind() fails with its errno (EADDRINUSE, EACCES, ...)."""
+    def bind(self, asked: InetURI, decision: BindDecision, *, reuseaddr: bool, reuseport: bool, v6only: bool,
+             private: Callable[[int, int], socket.socket] | None = None) -> Listener:
+        """Bind what ``decision`` says. ``private`` makes sockets in a namespace that is the guest's alone: there nobody
+        needs to be kept off its ports. OSError: the guest's bind() fails with its errno (EADDRINUSE, EACCES, ...)."""
+        if private is not None:
+            return _bind_private(asked, private, reuseaddr=reuseaddr, reuseport=reuseport, v6only=v6only)
         if isinstance(decision.host, UnixURI):
             return self._bind_unix(asked, decision.host)
         assert isinstance(decision.host, InetURI)
@@ -95,14 +101,30 @@ class Listeners:
 
     def ended(self, listener: Listener) -> None:
         """The listener is closed: its port is free, its socket file goes (unless somebody put another one there)."""
-        if isinstance(listener.host, InetURI):
+        if isinstance(listener.host, InetURI) and listener.counted:
             self._ports[listener.host] -= 1
             self._ports += Counter()  # drops what is 0
-        elif listener.file is not None:
+        elif listener.file is not None and isinstance(listener.host, UnixURI):
             with contextlib.suppress(OSError):
                 there = os.stat(listener.host.path)
                 if (there.st_dev, there.st_ino) == listener.file:
                     os.unlink(listener.host.path)
+
+
+def _bind_private(asked: InetURI, make: Callable[[int, int], socket.socket], *, reuseaddr: bool, reuseport: bool,
+                  v6only: bool) -> Listener:
+    sock = make(asked.family, asked.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(reuseaddr))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(reuseport))
+        if asked.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
+        sock.bind(asked.name())
+        shown = InetURI.of_name(asked.transport, sock.getsockname())
+    except BaseException:
+        sock.close()
+        raise
+    return Listener(sock, shown, shown, counted=False)
 
 
 def _remove_if_stale(path: str) -> None:
