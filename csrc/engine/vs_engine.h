@@ -114,8 +114,10 @@ int vse_events(struct vse_engine *e, struct vse_event *out, int max);	/* takes u
 int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer);
 int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local);
 int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error);
-/* sockaddr bytes for this destination URI on this flow, or error != 0 to drop what goes there. Cached, the least used goes first. */
-int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const void *addr, uint32_t addr_len, uint32_t error);
+/* sockaddr bytes for this destination URI on this flow, or another verdict than OFFLOAD, or an error, to drop what goes there. Cached,
+ * the least used goes first. */
+int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const void *addr, uint32_t addr_len, uint32_t verdict,
+		   uint32_t error);
 /*
  * vsock: a connection of the host to a port of the guest. Takes the connected fd in every case, as the answers do. The driver hears of
  * it at once; TAKEN or ENDED follows. greet: the peer of fd is told "OK <host port>\n" before any byte of the guest. -ENOTCONN: no driver

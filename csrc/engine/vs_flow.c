@@ -343,6 +343,8 @@ int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *loc
 			set_uri(&f->local, local);
 			set_uri(&f->peer, peer);
 			f->connected = !getpeername(fd, (struct sockaddr *)&ss, &len);
+			f->six = f->connected && vse_is_six(&ss);
+			vse_dgram_begin(f);
 		}
 		e->dialect->answer(f, VSE_EV_CONNECT, VSO_OFFLOAD, 0, local, peer);
 		if (!f->dgram)
@@ -366,6 +368,8 @@ int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local)
 		close(fd);
 	} else {
 		f->server = f->dgram;
+		if (f->dgram)
+			vse_dgram_begin(f);
 		set_uri(&f->local, local);
 		e->dialect->answer(f, VSE_EV_BIND, VSO_OFFLOAD, 0, local, NULL);
 	}

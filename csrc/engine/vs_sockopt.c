@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -52,6 +53,7 @@ static const struct {
 	{ IPPROTO_IP, IP_TTL, BOTH },
 	{ IPPROTO_IP, IP_MTU_DISCOVER, BOTH },
 	{ IPPROTO_IP, IP_MTU, GET },
+	{ IPPROTO_UDP, UDP_GRO, BOTH },
 	{ IPPROTO_IPV6, IPV6_V6ONLY, BOTH },
 	{ IPPROTO_IPV6, IPV6_TCLASS, BOTH },
 	{ IPPROTO_IPV6, IPV6_UNICAST_HOPS, BOTH },

@@ -157,8 +157,10 @@ static void on_pong(struct vse_pair *p, const struct vso_hdr *h, const struct vs
 {
 }
 
-static bool printable(const uint8_t *s, uint32_t len)
+bool vse_printable(const void *text, uint32_t len)
 {
+	const uint8_t *s = text;
+
 	for (uint32_t i = 0; i < len; i++)
 		if (s[i] <= ' ' || s[i] > '~')
 			return false;
@@ -177,8 +179,8 @@ static int check_open(const struct vso_hdr *h, const uint8_t *payload, struct vs
 	    o->name_len > VSO_NETNS_MAX || sizeof(*o) + o->uri_len + o->local_len + o->opts_len + o->name_len != h->len ||
 	    (h->type == VSO_BIND && o->local_len))
 		return EINVAL;
-	if (!printable(uri, o->uri_len + o->local_len) || !vse_opts_valid(uri + o->uri_len + o->local_len, o->opts_len) ||
-	    !printable(uri + o->uri_len + o->local_len + o->opts_len, o->name_len))
+	if (!vse_printable(uri, o->uri_len + o->local_len) || !vse_opts_valid(uri + o->uri_len + o->local_len, o->opts_len) ||
+	    !vse_printable(uri + o->uri_len + o->local_len + o->opts_len, o->name_len))
 		return EINVAL;
 	return 0;
 }
@@ -268,6 +270,11 @@ static void on_dgram(struct vse_flow *f, const struct vso_hdr *h, const struct v
 	vse_dgram_send(f, c, h);
 }
 
+static void on_dest(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	vse_dgram_ask(f, c, h);
+}
+
 static void on_listen(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
 {
 	if (f->pending)
@@ -310,6 +317,7 @@ static const struct message {
 	[VSO_SHUTDOWN] = { .on_flow = on_shutdown, .legal = IN(NEW) | IN(STREAM),
 			   .ignored = IN(BOUND) | IN(LISTEN) | IN(DGRAM) | IN(DEAD) },
 	[VSO_DGRAM] = { .on_flow = on_dgram, .legal = IN(DGRAM), .ignored = IN(DEAD) },
+	[VSO_DEST] = { .on_flow = on_dest, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_LISTEN] = { .on_flow = on_listen, .legal = IN(BOUND) | IN(LISTEN), .ignored = IN(DEAD) },
 	[VSO_SETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
 	[VSO_GETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },

@@ -14,7 +14,8 @@
  *
  *	vs_vso.c	its messages: the table of what is legal when, HELLO, CLOSE, ...
  *	vs_listen.c	listening flows, accepting, addresses as URIs
- *	vs_dgram.c	datagram flows, the destination cache
+ *	vs_dgram.c	datagram flows to the host, the destination cache
+ *	vs_dgram_in.c	and to the guest; errors of sent ones
  *	vs_sockopt.c	the whitelist of socket options
  *
  * virtio-vsock (vsock_abi.h):
@@ -32,6 +33,7 @@
 #ifndef VSE_PRIV_H
 #define VSE_PRIV_H
 
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/queue.h>
@@ -54,6 +56,7 @@ enum {
 	VSE_DEST_MAX = 64,		/* destinations a datagram flow remembers */
 	VSE_PEERS_MAX = 1024,		/* and one that the guest's server bound: clients that can still be answered */
 	VSE_DEST_ASK_MAX = 8,		/* of those, waiting for Python */
+	VSE_LOCALS = 8,			/* the host's addresses at which a datagram flow was reached: what it may send from */
 	VSE_DEST_HELD = 131072,		/* bytes of datagrams a flow may hold while Python decides */
 	VSE_FLOWS_CAP = 1 << 20,	/* config.max_flows may not be more */
 };
@@ -117,6 +120,8 @@ struct vse_flow {
 	bool host_eof;			/* read returned 0 and SHUTDOWN was sent */
 	bool fin_sent;			/* shutdown(SHUT_WR) done */
 	bool connected;			/* datagrams: fd has a peer of its own */
+	bool six;			/* whose address is IPv6, and not IPv4 mapped */
+	bool errq;			/* the error queue of fd may have entries */
 	uint32_t shut;			/* VSE_SHUT_* of the driver */
 	uint32_t error;			/* host or protocol error; RESET follows when what was readable is delivered */
 
@@ -134,6 +139,8 @@ struct vse_flow {
 	uint8_t *rmsg;			/* seq: a message of rlen bytes, of which rat were sent */
 	uint32_t rlen, rat;
 
+	struct in6_addr locals[VSE_LOCALS];	/* datagrams; IPv4 mapped. Unspecified: none */
+	uint32_t next_local;
 	struct vse_destq dests;		/* most recently used first */
 	uint32_t ndests, nasked, held;	/* held: bytes of datagrams, or of the messages (seq) in wbuf */
 
@@ -300,6 +307,7 @@ enum vse_turn vse_seq_turn(struct vse_flow *f);
 void vse_seq_free(struct vse_flow *f);
 
 /* vs_vso.c */
+bool vse_printable(const void *s, uint32_t len);
 struct vso_hdr vse_vso_hdr(const struct vse_flow *f, uint32_t type, uint32_t arg, uint32_t len);	/* with the credit fields */
 void vse_vso_reply(struct vse_pair *p, struct vse_flow *f, uint32_t type, uint32_t id, uint32_t cookie, uint32_t verdict,
 		   uint32_t error, const char *local, const char *peer);
@@ -313,8 +321,17 @@ void vse_uri_format(char *buf, const char *scheme, const struct sockaddr_storage
 
 /* vs_dgram.c */
 void vse_dgram_send(struct vse_flow *f, const struct vs_chain *c, const struct vso_hdr *h);
-enum vse_turn vse_dgram_turn(struct vse_flow *f);
+void vse_dgram_ask(struct vse_flow *f, const struct vs_chain *c, const struct vso_hdr *h);
+/* the URI that the guest knows this address by; NULL: it has none. sent: it is where one went, not where one came from */
+const char *vse_dgram_name(struct vse_flow *f, const struct sockaddr_storage *ss, socklen_t ss_len, bool sent, char *buf, size_t *len);
 void vse_dgram_free(struct vse_flow *f);
+
+/* vs_dgram_in.c */
+void vse_dgram_begin(struct vse_flow *f);
+enum vse_turn vse_dgram_turn(struct vse_flow *f);
+void vse_dgram_failed(struct vse_flow *f, const char *uri, size_t uri_len, int error);	/* a call on the host's socket gave it */
+bool vse_local_known(const struct vse_flow *f, const struct in6_addr *local);
+bool vse_is_six(const struct sockaddr_storage *ss);
 
 /* vs_sockopt.c */
 void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload);

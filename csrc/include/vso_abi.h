@@ -75,7 +75,7 @@ enum vso_type {
 	VSO_DATA = 1,			/* payload: bytes of the stream */
 	VSO_CREDIT = 2,			/* no payload: the credit fields are the message */
 	VSO_SHUTDOWN = 3,		/* arg: VSO_SHUT_* of the sender's side, cumulative */
-	VSO_DGRAM = 4,			/* payload: struct vso_dgram, URI, datagram */
+	VSO_DGRAM = 4,			/* payload: struct vso_dgram, URI, 16 bytes of address with VSO_DG_LOCAL, datagram */
 	VSO_PING = 5,			/* flow 0, cookie; answered by PONG with the same cookie */
 	VSO_PONG = 6,
 
@@ -87,6 +87,7 @@ enum vso_type {
 	VSO_CLOSE = 20,			/* arg: VSO_CLOSE_* */
 	VSO_SETSOCKOPT = 21,		/* payload: struct vso_sockopt, value */
 	VSO_GETSOCKOPT = 22,		/* payload: struct vso_sockopt (len: room for the value) */
+	VSO_DEST = 23,			/* payload: URI; may an unconnected datagram flow send there? */
 
 	/* device to driver */
 	VSO_HELLO_REPLY = 64,		/* payload: struct vso_hello, hairpin namespace; arg: errno */
@@ -96,7 +97,9 @@ enum vso_type {
 	VSO_ACCEPT = 68,		/* flow: the listener; payload: struct vso_accept, local URI, peer URI */
 	VSO_CLOSED = 69,		/* the answer to CLOSE: the id is free */
 	VSO_RESET = 70,			/* arg: errno for SO_ERROR (ECONNRESET, ETIMEDOUT, EPROTO, ...) */
-	VSO_SOCKOPT_REPLY = 71		/* arg: errno; payload: struct vso_sockopt, value (GETSOCKOPT only) */
+	VSO_SOCKOPT_REPLY = 71,		/* arg: errno; payload: struct vso_sockopt, value (GETSOCKOPT only) */
+	VSO_DEST_REPLY = 72,		/* payload: struct vso_reply without URIs */
+	VSO_ERROR = 73			/* payload: struct vso_error, URI sent to, URI of the offender, begin of the datagram */
 };
 
 enum vso_verdict {
@@ -116,12 +119,22 @@ enum {
 
 enum {
 	VSO_F_DGRAM = 1,		/* feature bit 0: datagram flows */
+	VSO_F_DGRAM_INFO = 2,		/* feature bit 1: DEST, ERROR, and what vso_dgram.flags says */
 	/*
 	 * Feature bit 3: requests may come from other network namespaces than the guest's initial one, and say from which. Without it the
 	 * driver asks for sockets of the initial one only. HELLO_REPLY may name a namespace for hairpin: of that one the driver offers
 	 * every address, loopback too, and binds nothing natively.
 	 */
 	VSO_F_NETNS = 8
+};
+
+/* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */
+enum {
+	VSO_DG_TTL = 1,			/* vso_dgram.ttl: TTL or hop limit */
+	VSO_DG_TOS = 2,			/* vso_dgram.tos: TOS or traffic class */
+	VSO_DG_SEGMENT = 4,		/* vso_dgram.segment: it is several datagrams of that size, the last may be shorter */
+	VSO_DG_LOCAL = 8,		/* 16 bytes behind the URI: the host's address that it came to, or shall come from, IPv4 mapped */
+	VSO_LOCAL_LEN = 16
 };
 
 enum {
@@ -195,8 +208,23 @@ struct vso_sockopt {			/* 16 bytes; then len bytes of value */
 
 struct vso_dgram {			/* 8 bytes; then uri_len bytes, then the datagram to the end of the payload */
 	vso_le16 uri_len;		/* to the device: destination, 0 for the connected peer; to the driver: source */
-	vso_le16 reserved0;
+	vso_le16 flags;			/* VSO_DG_*; 0 without VSO_F_DGRAM_INFO */
+	uint8_t ttl;
+	uint8_t tos;
+	vso_le16 segment;
+};
+
+struct vso_error {			/* 24 bytes; then uri_len, offender_len bytes, then as much of the datagram as is known */
+	vso_le32 error;			/* errno */
+	uint8_t origin;			/* SO_EE_ORIGIN_*; 0: a call on the host's socket gave it, there is no more to say */
+	uint8_t icmp_type;
+	uint8_t icmp_code;
+	uint8_t reserved0;
+	vso_le32 info;			/* ee_info: the MTU, for EMSGSIZE */
 	vso_le32 reserved1;
+	vso_le16 uri_len;		/* where the datagram went; 0: to the connected peer */
+	vso_le16 offender_len;		/* who said so, port 0 */
+	vso_le32 reserved2;
 };
 
 /* cdef end */
@@ -214,5 +242,6 @@ VSO_CHECK(sizeof(struct vso_reply) == 16);
 VSO_CHECK(sizeof(struct vso_accept) == 16);
 VSO_CHECK(sizeof(struct vso_sockopt) == 16);
 VSO_CHECK(sizeof(struct vso_dgram) == 8);
+VSO_CHECK(sizeof(struct vso_error) == 24);
 
 #endif

@@ -93,8 +93,18 @@ static void dgram(void)
 	struct vso_dgram d;
 
 	take(&d, sizeof(d));
-	NUM(d, uri_len), NUM(d, reserved0), NUM(d, reserved1);
+	NUM(d, uri_len), NUM(d, flags), NUM(d, ttl), NUM(d, tos), NUM(d, segment);
 	part("uri", d.uri_len), part("data", len - pos);
+}
+
+static void error(void)
+{
+	struct vso_error e;
+
+	take(&e, sizeof(e));
+	NUM(e, error), NUM(e, origin), NUM(e, icmp_type), NUM(e, icmp_code), NUM(e, reserved0), NUM(e, info), NUM(e, reserved1);
+	NUM(e, uri_len), NUM(e, offender_len), NUM(e, reserved2);
+	part("uri", e.uri_len), part("offender", e.offender_len), part("data", len - pos);
 }
 
 static void decode(void)
@@ -107,11 +117,13 @@ static void decode(void)
 	switch (h.type) {
 	case VSO_HELLO: case VSO_HELLO_REPLY: hello(); break;
 	case VSO_CONNECT: case VSO_BIND: open_request(); break;
-	case VSO_CONNECT_REPLY: case VSO_BIND_REPLY: case VSO_LISTEN_REPLY: reply(); break;
+	case VSO_CONNECT_REPLY: case VSO_BIND_REPLY: case VSO_LISTEN_REPLY: case VSO_DEST_REPLY: reply(); break;
 	case VSO_ACCEPT: accepted(); break;
 	case VSO_SETSOCKOPT: case VSO_SOCKOPT_REPLY: sockopt(1); break;
 	case VSO_GETSOCKOPT: sockopt(0); break;
 	case VSO_DGRAM: dgram(); break;
+	case VSO_ERROR: error(); break;
+	case VSO_DEST: part("uri", len - pos); break;
 	case VSO_DATA: part("data", len - pos); break;
 	case VSO_CREDIT: case VSO_SHUTDOWN: case VSO_PING: case VSO_PONG: case VSO_LISTEN: case VSO_CLOSE: case VSO_CLOSED:
 	case VSO_RESET: break;

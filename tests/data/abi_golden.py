@@ -12,7 +12,7 @@ from vhostsock.offload.abi import Message
 HERE = Path(__file__).parent
 JSON = HERE / "abi-golden.json"
 HEX = HERE / "abi-golden.hex"
-TEXTS = ("uri", "local", "peer", "name", "hairpin")
+TEXTS = ("uri", "local", "peer", "name", "hairpin", "offender")
 
 
 def entries() -> dict[str, dict[str, Any]]:
@@ -35,11 +35,13 @@ STRUCTS = {
     "HELLO": "vso_hello", "HELLO_REPLY": "vso_hello", "CONNECT": "vso_open", "BIND": "vso_open", "ACCEPT": "vso_accept",
     "CONNECT_REPLY": "vso_reply", "BIND_REPLY": "vso_reply", "LISTEN_REPLY": "vso_reply", "DGRAM": "vso_dgram",
     "SETSOCKOPT": "vso_sockopt", "GETSOCKOPT": "vso_sockopt", "SOCKOPT_REPLY": "vso_sockopt",
+    "DEST_REPLY": "vso_reply", "ERROR": "vso_error",
 }  # fmt: skip
 PARTS = {
     "vso_hello": ("hairpin",), "vso_open": ("uri", "local", "opts", "name"),
     "vso_reply": ("local", "peer"), "vso_accept": ("local", "peer"),
     "vso_dgram": ("uri", "data"), "vso_sockopt": ("value",),
+    "vso_error": ("uri", "offender", "data"),
 }  # fmt: skip
 
 
@@ -47,7 +49,7 @@ def line_of(entry: dict[str, Any]) -> str:
     """What abi_decode.c must print, from the JSON alone: construct has no part in it."""
     kind = entry["type"]
     struct = STRUCTS.get(kind)
-    names = PARTS.get(struct or "", ("data",) if kind == "DATA" else ()) if kind != "GETSOCKOPT" else ()
+    names = PARTS.get(struct or "", {"DATA": ("data",), "DEST": ("uri",)}.get(kind, ())) if kind != "GETSOCKOPT" else ()
     given: dict[str, str] = entry.get("parts", {})
     parts = {n: given.get(n, "").encode().hex() if n in TEXTS else given.get(n, "") for n in names}
     sizes = {n: len(text) // 2 for n, text in parts.items()}

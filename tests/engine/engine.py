@@ -64,7 +64,8 @@ class EngineUnderTest:
         driver_class: type[OffloadDriver] = OffloadDriver, **driver: Any,
     ) -> None:  # fmt: skip
         err = ffi.new("struct vs_err *")
-        settings = dict(pairs=pairs, max_flows=1024, buf_alloc=262144, buf_total=64 << 20, features=lib.VSO_F_DGRAM)
+        features = lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO
+        settings = dict(pairs=pairs, max_flows=1024, buf_alloc=262144, buf_total=64 << 20, features=features)
         self.ptr = lib.vse_new(ffi.new("struct vse_config *", settings | (config or {})), err)
         assert self.ptr != ffi.NULL, ffi.string(err.text)
         self.closing = contextlib.ExitStack()
@@ -179,11 +180,12 @@ class EngineUnderTest:
         _, host, port = split_uri(event.payload.decode())
         self.destination(event, event.payload.decode(), (host, port))
 
-    def destination(self, event: Event, uri: str, address: tuple[str, int] | None, error: int = 0) -> int:
+    def destination(self, event: Event, uri: str, address: tuple[str, int] | None, error: int = 0,
+                    verdict: int = lib.VSO_OFFLOAD) -> int:  # fmt: skip
         raw = b"" if address is None else (
             socket.AF_INET.to_bytes(2, "little") + address[1].to_bytes(2, "big") + socket.inet_aton(address[0]) + bytes(8)
         )  # fmt: skip
-        return int(lib.vse_dgram_dest(self.ptr, event.handle, uri.encode(), raw, len(raw), error))
+        return int(lib.vse_dgram_dest(self.ptr, event.handle, uri.encode(), raw, len(raw), verdict, error))
 
 
 @contextlib.contextmanager

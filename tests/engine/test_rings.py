@@ -66,7 +66,7 @@ def test_a_new_epoch_drops_every_flow_without_a_message(engine: EngineUnderTest)
 def test_hello_settles_on_what_both_sides_have(make_engine: Callable[..., EngineUnderTest]) -> None:
     engine = make_engine(hello=False, pairs=2)
     answer = engine.driver.hello(epoch=42, features=0xFF, pairs=9, max_payload=1 << 30)
-    assert (answer.epoch, answer.features, answer.pairs) == (42, lib.VSO_F_DGRAM, 2)
+    assert (answer.epoch, answer.features, answer.pairs) == (42, lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO, 2)
     assert (answer.max_payload, answer.max_flows) == (lib.VSO_PAYLOAD_MAX, 1024)
     assert engine.driver.hello(pairs=0).pairs == 1
 

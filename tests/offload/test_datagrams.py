@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import socket
 from collections.abc import Iterator
 
@@ -62,7 +63,7 @@ def test_two_destinations_of_one_socket_are_told_apart(make_guest: MakeGuest, se
 def test_later_destination_that_the_policy_does_not_name_is_dropped(
     make_guest: MakeGuest, server: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "vhostsock.offload")
+    caplog.set_level(logging.DEBUG, "vhostsock.offload")
     guest = make_guest(TO_SERVER.format(port=port_of(server)))
     flow = guest.connect("udp://10.0.2.3:53", flags=lib.VSO_OPEN_ADDR_ONLY)
     dropped = [f"udp://127.0.0.1:{port_of(server)}", "tcp://10.0.2.3:53", "udp6://2001:db8::1/53", "nonsense"]
@@ -72,7 +73,7 @@ def test_later_destination_that_the_policy_does_not_name_is_dropped(
     assert server.recvfrom(512)[0] == b"query"
     guest.until(lambda: guest.device.stats().dgrams_dropped == len(dropped))
     for uri in dropped:
-        assert f"datagrams to {uri!r} dropped" in caplog.text
+        assert re.search(f"datagrams to {uri!r} (native|refused)", caplog.text)
     flow.close()
 
 

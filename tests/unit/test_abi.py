@@ -49,7 +49,7 @@ def test_the_c_compiler_decodes_the_golden_vectors(tmp_path: Path) -> None:
     assert decoded == [golden.line_of(entry) for entry in golden.entries().values()]
 
 
-@pytest.mark.parametrize("name", ["hdr", "hello", "open", "reply", "accept", "sockopt", "dgram"])
+@pytest.mark.parametrize("name", ["hdr", "hello", "open", "reply", "accept", "sockopt", "dgram", "error"])
 def test_struct_has_the_size_and_members_of_the_c_type(name: str) -> None:
     struct = abi.struct_of(f"struct vso_{name}")
     ctype = ffi.typeof(f"struct vso_{name}")

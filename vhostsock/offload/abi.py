@@ -75,6 +75,7 @@ REPLY: Final = struct_of("struct vso_reply")
 ACCEPT: Final = struct_of("struct vso_accept")
 SOCKOPT: Final = struct_of("struct vso_sockopt")
 DGRAM: Final = struct_of("struct vso_dgram")
+ERROR: Final = struct_of("struct vso_error")
 
 
 class Layout(NamedTuple):
@@ -110,6 +111,9 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "CLOSED": Layout(),
     "RESET": Layout(),
     "SOCKOPT_REPLY": Layout(SOCKOPT, (("value", ""),)),
+    "DEST": Layout(None, (("uri", ""),)),
+    "DEST_REPLY": Layout(REPLY, _URIS),
+    "ERROR": Layout(ERROR, (("uri", "uri_len"), ("offender", "offender_len"), ("data", ""))),
 }
 
 

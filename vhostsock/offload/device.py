@@ -239,28 +239,30 @@ class OffloadDevice(EngineDevice):
         self._say(flow, f"offload datagrams -> {decision.target} ({decision.why})")
 
     def _destination(self, event: Event) -> None:
-        """Another destination of a sendto(): policy decides on each. Refused ones are dropped, as a firewall would."""
+        """Another destination of a sendto(): policy decides on each. The driver is told what is refused, and why."""
         assert self._engine is not None
         text = event.payload.decode("ascii", "replace")
         flow = self._flows.get(event.handle)
-        address, code, why = b"", errno.EINVAL, "no such address"
+        address, verdict, code, why = b"", _OFFLOAD, errno.EINVAL, "no such address"
         try:
             if flow is not None:
-                address, code, why = self._decide_destination(flow, uris.parse_inet(text))
+                address, verdict, code, why = self._decide_destination(flow, uris.parse_inet(text))
         except (URIError, OSError) as error:
             code, why = guest_errno(error) if isinstance(error, OSError) else errno.EINVAL, str(error)
-        self._engine.destination(event.handle, text, address, code)
-        verdict = f"dropped, {errno_name(code)}" if code else "offload"
-        self._log(logging.INFO if code else logging.DEBUG, "#%d datagrams to %r %s (%s)", event.flow, text, verdict, why)
+        self._engine.destination(event.handle, text, address, verdict, code)
+        outcome = "native" if verdict == lib.VSO_NATIVE else f"refused, {errno_name(code)}" if code else "offload"
+        self._log(logging.INFO if code else logging.DEBUG, "#%d datagrams to %r %s (%s)", event.flow, text, outcome, why)
 
-    def _decide_destination(self, flow: Flow, asked: InetURI) -> tuple[bytes, int, str]:
-        """The socket address, or the errno, and why."""
+    def _decide_destination(self, flow: Flow, asked: InetURI) -> tuple[bytes, int, int, str]:
+        """The socket address, or the verdict and errno that refuse it, and why."""
         if asked.transport != "udp":
-            return b"", errno.EAFNOSUPPORT, "a stream's address"
+            return b"", _OFFLOAD, errno.EAFNOSUPPORT, "a stream's address"
         decision = self.policy.decide(asked, flow.guest)
-        if decision.action != "offload" or not isinstance(decision.target, InetURI):
-            return b"", decision.errno or errno.ENETUNREACH, f"{decision.action}, {decision.why}"
-        return decision.target.sockaddr(flow.family or None), 0, decision.why
+        if decision.action != "offload":
+            return b"", _REFUSALS[decision.action], decision.errno, decision.why
+        if not isinstance(decision.target, InetURI):
+            return b"", _OFFLOAD, errno.ENETUNREACH, f"{decision.target} takes no datagrams, {decision.why}"
+        return decision.target.sockaddr(flow.family or None), _OFFLOAD, 0, decision.why
 
     def _bind(self, event: Event) -> None:
         opened = self._opened(event)

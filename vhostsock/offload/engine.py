@@ -18,6 +18,7 @@ from ..errors import UsageError
 
 __all__ = ["EVENT_NAMES", "Engine", "Event", "Stats"]
 
+FEATURES: Final = lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS
 BATCH: Final = 64  # events taken in one call
 EVENT_NAMES: Final[dict[int, str]] = {
     number: name.removeprefix("VSE_EV_") for number, name in ffi.typeof("enum vse_event_type").elements.items()
@@ -62,8 +63,7 @@ class Engine:
         """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol. ``hairpin``: the guest's network
         namespace whose loopback is the device's, too."""
         config = ffi.new("struct vse_config *", {
-            "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total,
-            "features": lib.VSO_F_DGRAM | lib.VSO_F_NETNS,
+            "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": FEATURES,
             "dialect": lib.VSE_OFFLOAD if guest_cid is None else lib.VSE_VSOCK, "guest_cid": guest_cid or 0,
             "hairpin": hairpin.encode(),
         })  # fmt: skip
@@ -133,9 +133,9 @@ class Engine:
         """Answer a CONNECT or BIND with a verdict and an errno."""
         return bool(lib.vse_refuse(self._engine, handle, verdict, error) == 0)
 
-    def destination(self, handle: int, uri: str, address: bytes, error: int = 0) -> bool:
-        """Answer a DGRAM_DEST: the sockaddr that ``uri`` stands for, or an errno to drop what goes there."""
-        return bool(lib.vse_dgram_dest(self._engine, handle, uri.encode(), address, len(address), error) == 0)
+    def destination(self, handle: int, uri: str, address: bytes, verdict: int = lib.VSO_OFFLOAD, error: int = 0) -> bool:
+        """Answer a DGRAM_DEST: the sockaddr that ``uri`` stands for; or another verdict, or an errno, if it is refused."""
+        return bool(lib.vse_dgram_dest(self._engine, handle, uri.encode(), address, len(address), verdict, error) == 0)
 
     def call(self, fd: int, port: int, *, greet: bool) -> int:
         """vsock: announce a connection of the host to ``port`` of the guest; its handle. ``greet``: tell ``fd`` "OK <port>"

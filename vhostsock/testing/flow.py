@@ -65,6 +65,15 @@ class Message(NamedTuple):
         return value, rest[: value.local_len].decode("ascii"), rest[value.local_len :].decode("ascii")
 
 
+class DatagramError(NamedTuple):
+    """What became of a datagram: struct vso_error, where it went, who said so, and as much of it as is known."""
+
+    head: Any
+    uri: str
+    offender: str
+    data: bytes
+
+
 def pack(ctype: str, **fields: Any) -> bytes:
     """The bytes of a C struct of vso_abi.h with these fields, zeros elsewhere."""
     return bytes(ffi.buffer(ffi.new(f"{ctype} *", fields)))
@@ -102,6 +111,8 @@ class Flow:
         self.closing = False
         self.received = bytearray()  # from the host, not read yet
         self.datagrams: deque[tuple[bytes, str]] = deque()
+        self.infos: deque[tuple[Any, bytes]] = deque(maxlen=1024)  # of each: struct vso_dgram, VSO_DG_LOCAL's bytes
+        self.errors: deque[DatagramError] = deque()
         self.accepted: deque[Flow] = deque()
         self.replies: dict[int, Message] = {}  # by cookie
         # credit: what we can hold and have handed on; what the device told; what we sent
@@ -198,10 +209,19 @@ class Flow:
 
     # Datagrams
 
-    def sendto(self, data: bytes, uri: str = "") -> None:
-        """One datagram to ``uri``, or to the connected peer."""
+    def sendto(self, data: bytes, uri: str = "", *, local: bytes = b"", **how: int) -> None:
+        """One datagram to ``uri`` (the connected peer). ``how``: members of struct vso_dgram; ``local``: for VSO_DG_LOCAL."""
         self._alive()
-        self._post(lib.VSO_DGRAM, payload=pack("struct vso_dgram", uri_len=len(uri)) + uri.encode() + data)
+        self._post(lib.VSO_DGRAM, payload=pack("struct vso_dgram", uri_len=len(uri), **how) + uri.encode() + local + data)
+
+    def ask(self, uri: str, timeout: float = TIMEOUT) -> None:
+        """DEST: may this unconnected flow send there? Refused."""
+        self.driver.granted(self._call(lib.VSO_DEST, lib.VSO_DEST_REPLY, timeout, payload=uri.encode()))
+
+    def recv_error(self, timeout: float = TIMEOUT) -> DatagramError:
+        """The next ERROR: what became of a datagram that was sent."""
+        self.driver.wait(lambda: self.errors or self.error, timeout, f"an error on {self!r}")
+        return self.errors.popleft()
 
     def recvfrom(self, timeout: float = TIMEOUT) -> tuple[bytes, str]:
         """The next datagram and its source's URI."""
@@ -285,7 +305,14 @@ class Flow:
             self.closed = True
         elif m.type == lib.VSO_DGRAM:
             head, rest = m.struct("struct vso_dgram")
-            self.datagrams.append((rest[head.uri_len :], rest[: head.uri_len].decode("ascii")))
+            start = head.uri_len + (lib.VSO_LOCAL_LEN if head.flags & lib.VSO_DG_LOCAL else 0)
+            self.datagrams.append((rest[start:], rest[: head.uri_len].decode("ascii")))
+            self.infos.append((head, rest[head.uri_len : start]))
+        elif m.type == lib.VSO_ERROR:
+            head, rest = m.struct("struct vso_error")
+            middle, start = head.uri_len, head.uri_len + head.offender_len
+            uri, offender = rest[:middle].decode("ascii"), rest[middle:start].decode("ascii")
+            self.errors.append(DatagramError(head, uri, offender, rest[start:]))
         elif m.type == lib.VSO_ACCEPT:
             self._on_accept(m)
         elif m.type != lib.VSO_CREDIT:
