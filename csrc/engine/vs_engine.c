@@ -271,6 +271,15 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 	flush_all(e);
 }
 
+void vse_turn_now(struct vse_engine *e)
+{
+	struct epoll_event evs[EPOLL_BATCH];
+	int n = epoll_wait(e->ep, evs, EPOLL_BATCH, 0);
+
+	if (n > 0)
+		turn(e, evs, n);
+}
+
 /* how long epoll_wait may sleep: not at all with work left, else until the next deadline */
 static int sleep_ms(struct vse_engine *e)
 {

@@ -113,6 +113,12 @@ int vse_events(struct vse_engine *e, struct vse_event *out, int max);	/* takes u
  */
 int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer);
 int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local);
+/*
+ * For a peer that is a listener of the same guest: connect fd, without waiting, and answer with its real names. On one loopback the connection
+ * is there when connect() returns, so the driver hears of both ends at once and in the kernel's order: CONNECT_REPLY, then ACCEPT.
+ * 0: answered, fd is the engine's. Else fd stays the caller's: -EINPROGRESS, or -errno, and the request waits for its answer.
+ */
+int vse_connect(struct vse_engine *e, uint64_t handle, int fd, const void *addr, uint32_t addr_len);
 int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error);
 /* sockaddr bytes for this destination URI on this flow, or another verdict than OFFLOAD, or an error, to drop what goes there. Cached,
  * the least used goes first. */

@@ -19,6 +19,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -324,32 +325,82 @@ static int adopt(struct vse_flow *f, int fd, enum vse_state state)
 	return 0;
 }
 
-int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer)
+/* the flow takes a connected fd, and the driver hears of it; an error leaves both as they were */
+static int connected(struct vse_flow *f, int fd, const char *local, const char *peer)
 {
 	struct sockaddr_storage ss;
 	socklen_t len = sizeof(ss);
-	struct vse_flow *f;
+	int rc = check_answer(f, VSE_EV_CONNECT, fd, local, peer);
+
+	if (!rc)
+		rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_STREAM);
+	if (rc)
+		return rc;
+	if (f->dgram) {
+		set_uri(&f->local, local);
+		set_uri(&f->peer, peer);
+		f->connected = !getpeername(fd, (struct sockaddr *)&ss, &len);
+		f->six = f->connected && vse_is_six(&ss);
+		vse_dgram_begin(f);
+	}
+	f->pair->e->dialect->answer(f, VSE_EV_CONNECT, VSO_OFFLOAD, 0, local, peer);
+	if (!f->dgram)
+		vse_stream_begin(f);
+	return 0;
+}
+
+int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer)
+{
 	int rc;
 
 	vse_lock(e);
-	f = vse_flow_of(e, handle);
-	rc = check_answer(f, VSE_EV_CONNECT, fd, local, peer);
-	if (!rc)
-		rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_STREAM);
-	if (rc) {
+	rc = connected(vse_flow_of(e, handle), fd, local, peer);
+	if (rc)
 		close(fd);
-	} else {
-		if (f->dgram) {
-			set_uri(&f->local, local);
-			set_uri(&f->peer, peer);
-			f->connected = !getpeername(fd, (struct sockaddr *)&ss, &len);
-			f->six = f->connected && vse_is_six(&ss);
-			vse_dgram_begin(f);
-		}
-		e->dialect->answer(f, VSE_EV_CONNECT, VSO_OFFLOAD, 0, local, peer);
-		if (!f->dgram)
-			vse_stream_begin(f);
+	vse_unlock(e);
+	return rc;
+}
+
+/* connect(), without waiting. 0, -EINPROGRESS or -errno */
+static int connect_now(int fd, const void *addr, uint32_t addr_len)
+{
+	struct pollfd ready = { .fd = fd, .events = POLLOUT };
+	socklen_t len = sizeof(int);
+	int error;
+
+	if (!connect(fd, addr, addr_len))
+		return 0;
+	if (errno != EINPROGRESS || poll(&ready, 1, 0) != 1)
+		return -errno;
+	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) ? -errno : -error;
+}
+
+int vse_connect(struct vse_engine *e, uint64_t handle, int fd, const void *addr, uint32_t addr_len)
+{
+	char local[VSO_URI_MAX + 1] = "", peer[VSO_URI_MAX + 1] = "";
+	struct sockaddr_storage ss = { 0 };
+	socklen_t len = sizeof(ss);
+	struct vse_flow *f;
+	int rc = -ESTALE;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	if (f && f->pending == VSE_EV_CONNECT)
+		rc = connect_now(fd, addr, addr_len);
+	if (!rc) {
+		const char *scheme = f->dgram ? "udp" : "tcp";
+
+		if (!getsockname(fd, (struct sockaddr *)&ss, &len))
+			vse_uri_format(local, scheme, &ss);
+		memset(&ss, 0, sizeof(ss));
+		memcpy(&ss, addr, addr_len < sizeof(ss) ? addr_len : sizeof(ss));
+		len = sizeof(ss);
+		getpeername(fd, (struct sockaddr *)&ss, &len);	/* fails where it is reset already: then what was asked for */
+		vse_uri_format(peer, scheme, &ss);
+		rc = connected(f, fd, local, peer);
 	}
+	if (!rc)
+		vse_turn_now(e);
 	vse_unlock(e);
 	return rc;
 }

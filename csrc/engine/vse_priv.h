@@ -251,6 +251,7 @@ static inline bool vse_paused(const struct vse_engine *e) { return e->nevents >=
 uint64_t vse_now_ms(void);
 void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem);
+void vse_turn_now(struct vse_engine *e);	/* serve what host sockets have, in the caller's thread */
 void vse_settle(struct vse_engine *e);		/* at the end of every call from outside: flush, wake the thread if it has work */
 
 /* vs_in.c */

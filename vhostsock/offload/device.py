@@ -17,7 +17,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, ClassVar, Final
 
@@ -29,7 +29,7 @@ from .engine import Event
 from .engine_device import EngineDevice
 from .errnos import errno_name, guest_errno
 from .flows import Flow, ended_text
-from .hairpin import HostNamespace
+from .hairpin import HostNamespace, finish
 from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
 from .handlers.direct import open_datagram
 from .handlers.listen import Listeners
@@ -146,10 +146,39 @@ class OffloadDevice(EngineDevice):
         elif (making := len(self._connecting)) >= self._max_pending or making + len(self._serving) >= self._max_tasks:
             text = f"ENOBUFS: {making} connections are being made, {len(self._serving)} served"
             self._refuse(flow, _OFFLOAD, errno.ENOBUFS, text, logging.WARNING)
+        elif decision.hairpin:
+            self._connect_hairpin(flow, decision, request)
         else:
-            flow.task = asyncio.get_running_loop().create_task(self._make(flow, decision, request))
-            self._keep(flow.task, self._connecting)
-            flow.task.add_done_callback(partial(self._made, flow))
+            self._start(flow, decision, self._handlers[decision.handler].connect(request))
+
+    def _start(self, flow: Flow, decision: Decision, connecting: Coroutine[Any, Any, Connection]) -> None:
+        flow.task = asyncio.get_running_loop().create_task(self._make(flow, decision, connecting))
+        self._keep(flow.task, self._connecting)
+        flow.task.add_done_callback(partial(self._made, flow))
+
+    def _connect_hairpin(self, flow: Flow, decision: Decision, request: Request) -> None:
+        """On one loopback a connection is made at once; only what meets a full backlog takes time."""
+        assert self._engine
+        assert self._namespace
+        assert isinstance(request.target, InetURI)
+        try:
+            sock = self._namespace.socket_for(request)
+            family = sock.family
+            try:
+                done = self._engine.connect(flow.handle, sock, request.target.sockaddr(family))
+            except BaseException:
+                sock.close()
+                raise
+        except OSError as error:
+            code = guest_errno(error)
+            self._refuse(flow, _OFFLOAD, code, f"offload {decision.target} {errno_name(code)} ({decision.why})")
+            return
+        if not done:
+            self._start(flow, decision, finish(request, sock))
+            return
+        self._drop_listener(flow)
+        flow.open, flow.family = True, family
+        self._say(flow, f"offload -> {decision.target} ({decision.why})")
 
     def _opened(self, event: Event) -> tuple[Flow, abi.Open] | None:
         """The flow of a CONNECT or BIND, new or known; None: refused already."""
@@ -175,14 +204,14 @@ class OffloadDevice(EngineDevice):
             flow.uri, flow.since = asked, now
         return flow, wanted
 
-    async def _make(self, flow: Flow, decision: Decision, request: Request) -> None:
+    async def _make(self, flow: Flow, decision: Decision, connecting: Coroutine[Any, Any, Connection]) -> None:
         """Connect, and answer."""
         what = f"offload {decision.handler} -> {decision.target}"
         why = f"({decision.why})"
         try:
             try:
                 async with asyncio.timeout(decision.connect_timeout):
-                    connection = await self._handler(decision).connect(request)
+                    connection = await connecting
             finally:
                 # before the answer: the guest may have it, and the next request here, before this task is seen to be done
                 if flow.task:
@@ -196,12 +225,6 @@ class OffloadDevice(EngineDevice):
             self._refuse(flow, _OFFLOAD, errno.ECONNABORTED, f"{what} ECONNABORTED {why}")
         else:
             self._say(flow, f"{what} {why} {1000 * self._age(flow):.1f} ms")
-
-    def _handler(self, decision: Decision) -> Handler:
-        if decision.hairpin:
-            assert self._namespace
-            return self._namespace
-        return self._handlers[decision.handler]
 
     def _made(self, flow: Flow, task: asyncio.Task[None]) -> None:
         if flow.task is task and task.cancelled():  # not by us: the handler cancelled itself, and the guest waits
@@ -231,6 +254,10 @@ class OffloadDevice(EngineDevice):
                 connection = self._namespace.open_datagram(request)
             else:
                 connection = open_datagram(request)
+            if not flow.open and self._engine and isinstance(request.target, InetURI):
+                # what this request asks for: its first datagram need not wait, nor is it lost when CLOSE is right behind it
+                address = request.target.sockaddr(connection.family)
+                self._engine.destination(flow.handle, str(request.uri), address)
             self._adopt(flow, connection)
         except OSError as error:
             code = guest_errno(error)
@@ -280,7 +307,7 @@ class OffloadDevice(EngineDevice):
                 flow.uri, decision, v6only=v6only,
                 reuseaddr=bool(wanted.option(socket.SOL_SOCKET, socket.SO_REUSEADDR)),
                 reuseport=bool(wanted.option(socket.SOL_SOCKET, socket.SO_REUSEPORT)),
-                private=self._namespace.socket if decision.hairpin and self._namespace else None,
+                private=self._namespace.make if decision.hairpin and self._namespace else None,
             )  # fmt: skip
         except URIError as error:
             self._refuse(flow, _OFFLOAD, errno.EINVAL, f"EINVAL: {error}", level=logging.WARNING)

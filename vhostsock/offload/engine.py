@@ -119,6 +119,17 @@ class Engine:
         with it (and was answered so)."""
         return self._answered(handle, lib.vse_connected(self._engine, handle, fd, local.encode(), peer.encode()))
 
+    def connect(self, handle: int, sock: socket.socket, address: bytes) -> bool:
+        """Answer a CONNECT by connecting ``sock`` to ``address``, a sockaddr, with its real names. False: that takes time;
+        finish it and call ``connected``. OSError: it failed, and the request is not answered. True: the engine has ``sock``."""
+        code = lib.vse_connect(self._engine, handle, sock.fileno(), address, len(address))
+        if code == -errno.EINPROGRESS:
+            return False
+        if code:
+            raise OSError(-code, os.strerror(-code))
+        sock.detach()
+        return True
+
     def bound(self, handle: int, fd: int, local: str) -> bool:
         """Answer a BIND with a bound descriptor. As ``connected``."""
         return self._answered(handle, lib.vse_bound(self._engine, handle, fd, local.encode()))

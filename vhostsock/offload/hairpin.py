@@ -21,11 +21,11 @@ from typing import Final
 from pyroute2 import IPRoute
 
 from ..errors import UsageError
-from .handlers.base import Connection, Request, apply_options, connect
+from .handlers.base import Connection, Request, apply_options, connected
 from .handlers.direct import open_datagram
 from .uri import InetURI
 
-__all__ = ["HostNamespace"]
+__all__ = ["HostNamespace", "finish"]
 
 CLONE_NEWNET: Final = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -46,33 +46,23 @@ class HostNamespace:
         """The namespace goes with the last of its sockets."""
         self._thread.shutdown()
 
-    def socket(self, family: int, kind: int) -> socket.socket:
+    def make(self, family: int, kind: int) -> socket.socket:
         """A socket in the namespace."""
         return self._thread.submit(socket.socket, family, kind).result()
 
-    async def connect(self, request: Request) -> Connection:
-        """The handler of the namespace: connects from the bound socket if there is one, and shows the real names."""
+    def socket_for(self, request: Request) -> socket.socket:
+        """The socket to connect for ``request``: the one that the guest's is bound to if there is one, with the options set."""
         target = request.target
         assert isinstance(target, InetURI)
         kind = target.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        sock = request.bound() if request.bound else self.socket(target.family, kind)
-        try:
-            apply_options(sock, request.opts)
-            await connect(sock, target.name(sock.family))
-            local = InetURI.of_name(target.transport, sock.getsockname())
-            try:
-                peer = InetURI.of_name(target.transport, sock.getpeername())
-            except OSError:  # reset already: the engine will find out
-                peer = target
-        except BaseException:
-            sock.close()
-            raise
-        return Connection(sock, local, peer)
+        sock = request.bound() if request.bound else self.make(target.family, kind)
+        apply_options(sock, request.opts)
+        return sock
 
     def open_datagram(self, request: Request) -> Connection:
         """For a socket that uses sendto(); the bound or connected one, if there is one, has no peer from here on."""
         if not request.bound:
-            return open_datagram(request, self.socket)
+            return open_datagram(request, self.make)
         sock = request.bound()
         try:
             if _libc.connect(sock.fileno(), bytes(16), 16):  # AF_UNSPEC, which Python's sockets do not know
@@ -82,6 +72,23 @@ class HostNamespace:
             sock.close()
             raise
         return Connection(sock, local, request.uri if isinstance(request.uri, InetURI) else local)
+
+
+async def finish(request: Request, sock: socket.socket) -> Connection:
+    """A connect that is in progress: its connection, with the real names. OSError."""
+    target = request.target
+    assert isinstance(target, InetURI)
+    try:
+        await connected(sock)
+        local = InetURI.of_name(target.transport, sock.getsockname())
+        try:
+            peer = InetURI.of_name(target.transport, sock.getpeername())
+        except OSError:  # reset already: the engine will find out
+            peer = target
+    except BaseException:
+        sock.close()
+        raise
+    return Connection(sock, local, peer)
 
 
 def _enter() -> None:

@@ -26,7 +26,9 @@ from ..._core import ffi, lib
 from ..policy import Guest
 from ..uri import URI, Address, InetURI, VsockURI
 
-__all__ = ["NO_ADDRESS", "Connection", "Handler", "Request", "apply_options", "connect", "made_up_port", "shown_local"]
+__all__ = [
+    "NO_ADDRESS", "Connection", "Handler", "Request", "apply_options", "connect", "connected", "made_up_port", "shown_local",
+]  # fmt: skip
 
 NO_ADDRESS: Final[Mapping[int, Address]] = {4: IPv4Address("192.0.2.2"), 6: IPv6Address("2001:db8::2")}
 _made_up_ports = itertools.cycle(range(49152, 65536))  # IANA's dynamic ports, RFC 6335
@@ -113,20 +115,26 @@ async def connect(sock: socket.socket, name: Any) -> None:
     """
     code = sock.connect_ex(name)
     if code == errno.EINPROGRESS:
-        loop = asyncio.get_running_loop()
-        writable: asyncio.Future[None] = loop.create_future()
+        await connected(sock)
+    elif code:
+        raise OSError(code, os.strerror(code))
 
-        def wake() -> None:
-            if not writable.done():
-                writable.set_result(None)
 
-        loop.add_writer(sock.fileno(), wake)
-        try:
-            await writable
-        finally:
-            loop.remove_writer(sock.fileno())
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
+async def connected(sock: socket.socket) -> None:
+    """The end of a connect that is in progress; OSError carries the host's errno."""
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not writable.done():
+            writable.set_result(None)
+
+    loop.add_writer(sock.fileno(), wake)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(sock.fileno())
+    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         raise OSError(code, os.strerror(code))
 
 
