@@ -35,9 +35,10 @@ class Outcome:
 class JudgeGuest:
     """``run`` runs tests, natively or offloaded, each time in a new network namespace with nothing but its loopback."""
 
-    def __init__(self, backend: Backend, vm: Vm) -> None:
+    def __init__(self, backend: Backend, vm: Vm, versions: str) -> None:
         self.backend = backend
         self.vm = vm
+        self.versions = versions  # of the packages, a line each
         self._runs = 0
         vm.run("cat >/tmp/in_guest.py", input=IN_GUEST.read_bytes())
 
@@ -80,4 +81,4 @@ def judge_guest(folder: Path, initramfs: str = "", *boot: str) -> Iterator[Judge
         Backend(folder, "offload", "--policy", policy, "--name", "judge") as backend,
         Vm(folder, initramfs, "--socket", backend.socket, "--memory", "1G", *boot, disk=disk) as vm,
     ):
-        yield JudgeGuest(backend, vm)
+        yield JudgeGuest(backend, vm, Path(disk).with_name("versions").read_text())
