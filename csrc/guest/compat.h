@@ -59,9 +59,15 @@ static inline int vso_accept_nonblock(const struct proto_ops *ops, struct socket
 #ifdef VSO_HAVE_INET_FLAGS
 #define vso_inet_transparent(sk)	inet_test_bit(TRANSPARENT, sk)
 #define vso_inet_bind_no_port(sk)	inet_test_bit(BIND_ADDRESS_NO_PORT, sk)
+#define vso_inet_recverr(sk)		inet_test_bit(RECVERR, sk)
+#define vso_inet6_recverr(sk)		inet6_test_bit(RECVERR6, sk)
+#define vso_inet_cmsg_flags(sk)		inet_cmsg_flags(inet_sk(sk))
 #else
 #define vso_inet_transparent(sk)	(inet_sk(sk)->transparent)
 #define vso_inet_bind_no_port(sk)	(inet_sk(sk)->bind_address_no_port)
+#define vso_inet_recverr(sk)		(inet_sk(sk)->recverr)
+#define vso_inet6_recverr(sk)		(inet6_sk(sk)->recverr)
+#define vso_inet_cmsg_flags(sk)		(inet_sk(sk)->cmsg_flags)
 #endif
 
 /* SOL_SOCKET options come to the socket's table, too, from 6.8 on. Before, the core sets them on the carrier and we do not hear of it. */

@@ -85,7 +85,8 @@ static void vso_sock_free(struct vso_sock *vs)
 		vso_seg_free(seg);
 	list_for_each_entry_safe(tx, tnext, &vs->deferred, list)
 		kfree(tx);	/* unsent ones hold no reference */
-	kfree(vs->peers);
+	__skb_queue_purge(&vs->dgrams);
+	kfree(vs->dests);
 	vso_dev_put(vs->dev);
 	kfree_rcu(vs, rcu);
 }
@@ -119,6 +120,7 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
 	spin_lock_init(&vs->lock);
 	INIT_LIST_HEAD(&vs->all);
 	INIT_LIST_HEAD(&vs->rxq);
+	skb_queue_head_init(&vs->dgrams);
 	INIT_LIST_HEAD(&vs->acceptq);
 	INIT_LIST_HEAD(&vs->accept_node);
 	INIT_LIST_HEAD(&vs->deferred);

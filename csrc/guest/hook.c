@@ -49,6 +49,10 @@ static int vso_listen_##i(struct socket *sock, int backlog)						\
 static int vso_sendmsg_##i(struct socket *sock, struct msghdr *msg, size_t len)			\
 {													\
 	return vso_undecided_sendmsg(&vso_rows[i], sock, msg, len);					\
+}													\
+static int vso_recvmsg_##i(struct socket *sock, struct msghdr *msg, size_t len, int flags)	\
+{													\
+	return vso_dgram_undecided_recvmsg(&vso_rows[i], sock, msg, len, flags);			\
 }
 
 VSO_THUNKS(0)
@@ -58,13 +62,14 @@ VSO_THUNKS(3)
 VSO_THUNKS(4)
 VSO_THUNKS(5)
 
-#define VSO_THUNK(i)	{ vso_connect_##i, vso_bind_##i, vso_listen_##i, vso_sendmsg_##i }
+#define VSO_THUNK(i)	{ vso_connect_##i, vso_bind_##i, vso_listen_##i, vso_sendmsg_##i, vso_recvmsg_##i }
 
 static const struct {
 	int (*connect)(struct socket *sock, vso_sockaddr *addr, int len, int flags);
 	int (*bind)(struct socket *sock, vso_sockaddr *addr, int len);
 	int (*listen)(struct socket *sock, int backlog);
 	int (*sendmsg)(struct socket *sock, struct msghdr *msg, size_t len);
+	int (*recvmsg)(struct socket *sock, struct msghdr *msg, size_t len, int flags);	/* datagrams only */
 } vso_thunks[] = {
 	VSO_THUNK(0), VSO_THUNK(1), VSO_THUNK(2), VSO_THUNK(3), VSO_THUNK(4), VSO_THUNK(5),
 };
@@ -157,6 +162,8 @@ int vso_hook_install(void)
 		row->undecided.bind = vso_thunks[i].bind;
 		row->undecided.listen = vso_thunks[i].listen;
 		row->undecided.sendmsg = vso_thunks[i].sendmsg;
+		if (row->type == SOCK_DGRAM)
+			row->undecided.recvmsg = vso_thunks[i].recvmsg;
 		row->offloaded = *row->native;
 		row->offloaded.owner = NULL;
 		vso_ops_fill(row);

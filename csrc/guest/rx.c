@@ -155,6 +155,11 @@ static void vso_msg_dgram(struct vso_msg *m)
 	vso_rx_dgram(m);
 }
 
+static void vso_msg_error(struct vso_msg *m)
+{
+	vso_rx_error(m);
+}
+
 static void vso_msg_ping(struct vso_msg *m)
 {
 	vso_pong(m->pair, VSO_PONG, m->cookie);
@@ -197,6 +202,23 @@ static u32 vso_reply_errno(const struct vso_reply *r)
 	u32 error = le32_to_cpu(r->error);
 
 	return error && error < MAX_ERRNO ? error : EACCES;
+}
+
+/* the verdict on a destination: a process waits for it and does the rest */
+static void vso_msg_dest_reply(struct vso_msg *m)
+{
+	struct vso_sock *vs = m->vs;
+	struct vso_reply r;
+
+	memcpy(&r, m->data, sizeof(r));
+	spin_lock(&vs->lock);
+	if (!vs->closing && m->cookie == vs->cookie && !vs->answered) {
+		vs->verdict = le32_to_cpu(r.verdict);
+		vs->error = vso_reply_ok(&r) || vs->verdict == VSO_NATIVE ? 0 : vso_reply_errno(&r);
+		vs->answered = true;
+		complete_all(&vs->done);
+	}
+	spin_unlock(&vs->lock);
 }
 
 static void vso_msg_connect_reply(struct vso_msg *m)
@@ -406,6 +428,8 @@ static const struct vso_rule {
 	[VSO_ACCEPT]		= { sizeof(struct vso_accept), VSO_CTL_MAX, true, vso_msg_accept },
 	[VSO_CLOSED]		= { 0, VSO_CTL_MAX, true, vso_msg_closed },
 	[VSO_RESET]		= { 0, VSO_CTL_MAX, true, vso_msg_reset },
+	[VSO_DEST_REPLY]	= { sizeof(struct vso_reply), VSO_CTL_MAX, true, vso_msg_dest_reply },
+	[VSO_ERROR]		= { sizeof(struct vso_error), VSO_CTL_MAX, true, vso_msg_error },
 	[VSO_SOCKOPT_REPLY]	= { sizeof(struct vso_sockopt), VSO_CTL_MAX, true, vso_msg_sockopt_reply },
 };
 

@@ -121,7 +121,7 @@ static int vso_getname(struct socket *sock, struct sockaddr *uaddr, int peer)
 	spin_lock_bh(&vs->lock);
 	state = vs->state;
 	addr = peer ? vs->peer : vs->local;
-	none = vs->addr_only;		/* datagrams to anybody: there is no peer */
+	none = vs->addr_only && !vs->conn;	/* datagrams to anybody: there is no peer */
 	spin_unlock_bh(&vs->lock);
 	vso_sock_put(vs);
 	if (peer && (state != VSO_ST_CONNECTED || none))
@@ -156,9 +156,9 @@ static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	if (vs->state == VSO_ST_LISTENING) {
 		answer = -EINVAL;
 	} else if (cmd == SIOCINQ) {
-		struct vso_seg *seg = list_first_entry_or_null(&vs->rxq, struct vso_seg, list);
+		struct sk_buff *skb = skb_peek(&vs->dgrams);
 
-		answer = vs->row->type == SOCK_STREAM ? vs->rx_bytes : seg ? seg->len : 0;
+		answer = vs->row->type == SOCK_STREAM ? vs->rx_bytes : skb ? skb->len : 0;
 	} else if (cmd == SIOCATMARK) {
 		answer = 0;	/* there is no urgent data */
 	} else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * sock_dgram.c - datagram sockets: clients of a host's servers, such as a resolver.
+ * sock_dgram.c - datagram sockets: taking them over, connecting, sending. dgram_recv.c receives, dgram_dest.c says where datagrams go.
  *
  * connect() asks the device for the peer, the first sendto() of an unconnected socket asks for its destination (VSO_OPEN_ADDR_ONLY). Both
  * wait for the answer, also on a non-blocking socket: natively they never wait, so there is nothing to poll for. After NATIVE a connected
@@ -8,71 +8,24 @@
  * native server pays a round trip for each reply. A socket bound to a port of its choice is a server: bind() asked about it
  * (sock_listen.c), and what it sends afterwards is no reason to ask again.
  *
- * The carrier of an offloaded socket may be bound (a resolver binds to port 0 first) and goes on receiving: destinations in the guest are sent
- * to natively, and what arrives natively is received when the device's queue is empty.
+ * The carrier of an offloaded socket may be bound (a resolver binds to port 0 first) and goes on receiving: destinations in the guest, and
+ * those that the policy leaves native, are sent to natively, and what arrives natively is received when the device's queue is empty.
  *
- * A client of a published server may have an address that means something else here: host's loopback is not the guest's. Such sources are
- * remembered (struct vso_peers), and what the server sends to one of them goes to the device.
+ * connect() of an offloaded socket that has no peer keeps the host's socket, and so its port: the peer is remembered (vso_sock.conn) and
+ * who else sends is not heard. To the host it stays unconnected; the errors of its datagrams come all the same.
  *
- * Datagrams keep their boundaries: one VSO_DGRAM is one struct vso_seg. What finds the receive buffer full is dropped, as UDP does.
+ * Datagrams keep their boundaries: one VSO_DGRAM is one skb. What finds the receive buffer full is dropped, as UDP does.
  */
 #include <linux/slab.h>
 #include <linux/udp.h>
 #include <net/inet_sock.h>
+#include <net/ipv6.h>
 #include <net/tcp_states.h>
 
 #include "vso.h"
 
 #define VSO_DGRAM_MAX	65507	/* what fits an IPv4 packet: the host could not send more */
-
-#define VSO_PEERS	64	/* a power of 2 */
-
-/* sources on the device's side with addresses of this guest, the oldest overwritten first. Guarded by vso_sock.lock */
-struct vso_peers {
-	u32 next;
-	union vso_addr addr[VSO_PEERS];
-};
-
-struct vso_peers *vso_peers_new(void)
-{
-	return kzalloc(sizeof(struct vso_peers), GFP_KERNEL_ACCOUNT);
-}
-
-static bool vso_peers_find(const struct vso_peers *peers, const union vso_addr *a)
-{
-	unsigned int i;
-
-	for (i = 0; i < VSO_PEERS; i++) {
-		const union vso_addr *b = &peers->addr[i];
-
-		if (a->sa.sa_family != b->sa.sa_family || vso_addr_port(a) != vso_addr_port(b))
-			continue;
-		if (a->sa.sa_family == AF_INET6 ? !memcmp(&a->v6.sin6_addr, &b->v6.sin6_addr, sizeof(struct in6_addr))
-						: a->v4.sin_addr.s_addr == b->v4.sin_addr.s_addr)
-			return true;
-	}
-	return false;
-}
-
-/* Called under vs->lock, from the tasklet. */
-static void vso_peers_add(struct vso_sock *vs, const union vso_addr *a)
-{
-	struct vso_peers *peers = vs->peers;
-
-	if (peers && vso_addr_scope(sock_net(vs->sk), a) != VSO_SCOPE_REMOTE && !vso_peers_find(peers, a))
-		peers->addr[peers->next++ % VSO_PEERS] = *a;
-}
-
-/* does a destination that is this guest's mean the other side all the same? */
-static bool vso_peer_of_device(struct vso_sock *vs, const union vso_addr *a)
-{
-	bool found;
-
-	spin_lock_bh(&vs->lock);
-	found = vs->peers && vso_peers_find(vs->peers, a);
-	spin_unlock_bh(&vs->lock);
-	return found;
-}
+#define VSO_DGRAM6_MAX	65527
 
 /* may this destination be the device's? */
 static bool vso_dgram_asks(const struct vso_row *row, struct sock *sk, const struct sockaddr *sa, int len, union vso_addr *addr)
@@ -189,6 +142,48 @@ static int vso_dgram_reconnect(struct vso_sock *vs, struct socket *sock, const v
 	return err;
 }
 
+/*
+ * A socket without a peer gets one, or loses it again (AF_UNSPEC), and keeps its flow. Return: as connect(); 1: not for this socket, begin
+ * anew.
+ */
+static int vso_dgram_connect_here(struct vso_sock *vs, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+{
+	int where = 0, was = READ_ONCE(vs->conn), err;
+	struct sock *sk = sock->sk;
+	union vso_addr addr = {};
+
+	if (uaddr->sa_family == AF_UNSPEC) {
+		if (!vs->was_bound)
+			return 1;	/* natively, too, it loses its port */
+	} else {
+		err = vso_addr_copy(&addr, (void *)uaddr, len, vs->row->family);
+		if (err >= 0)
+			err = vso_pre_connect(sk, uaddr, len);
+		if (err)
+			return err;
+		vso_addr_copy(&addr, (void *)uaddr, len, vs->row->family);	/* BPF may have written another address */
+		where = vso_addr_port(&addr) ? vso_dest_where(vs, sk, &addr) : VSO_TO_NATIVE;
+		if (where < 0)
+			return where;
+		if (where == VSO_TO_NATIVE && !vs->was_bound)
+			return 1;
+	}
+	if (where == VSO_TO_NATIVE || was == VSO_TO_NATIVE) {
+		struct sockaddr none = { .sa_family = AF_UNSPEC };
+		void *to = where == VSO_TO_NATIVE ? (void *)uaddr : (void *)&none;
+
+		err = vs->row->native->connect(sock, to, where == VSO_TO_NATIVE ? len : (int)sizeof(none), flags);
+		if (err)
+			return err;
+	}
+	spin_lock_bh(&vs->lock);
+	WRITE_ONCE(vs->conn, where);
+	vs->peer = addr;
+	vs->snd_shut = vs->rcv_shut = false;
+	spin_unlock_bh(&vs->lock);
+	return 0;
+}
+
 /** vso_dgram_connect() - connect() of an offloaded socket: to another peer, or to none */
 int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
 {
@@ -204,6 +199,11 @@ int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int fla
 	}
 	if (len >= (int)sizeof(sa_family_t) && vso_netns_hairpin(sock_net(sock->sk))) {
 		err = vso_dgram_reconnect(vs, sock, uaddr, len);
+		if (err != 1)
+			goto out;
+	}
+	if (len >= (int)sizeof(sa_family_t) && vs->addr_only && READ_ONCE(vs->state) == VSO_ST_CONNECTED) {
+		err = vso_dgram_connect_here(vs, sock, uaddr, len, flags);
 		if (err != 1)
 			goto out;
 	}
@@ -230,34 +230,152 @@ static bool vso_dgram_send_ready(struct vso_sock *vs, u32 arg)
 	return ready;
 }
 
-/* ancillary data that changes what is sent and that we cannot honour must not be ignored */
-static int vso_dgram_cmsg(struct msghdr *msg)
-{
-	struct cmsghdr *cmsg;
+/* how one datagram shall be sent: what the control messages say, and the options that are the carrier's alone */
+struct vso_how {
+	u16 flags;		/* VSO_DG_* */
+	u16 segment;
+	u8 ttl, tos;
+	bool native;		/* over an interface of the guest */
+	struct in6_addr local;
+};
 
-	if (msg->msg_controllen)
-		for_each_cmsghdr(cmsg, msg)
-			if (CMSG_OK(msg, cmsg) && cmsg->cmsg_level == SOL_UDP)
-				return -EOPNOTSUPP;	/* UDP_SEGMENT */
-	return 0;
+static int vso_cmsg_int(const struct cmsghdr *cmsg, int low, int high, int *value)
+{
+	if (cmsg->cmsg_len == CMSG_LEN(sizeof(int)))
+		memcpy(value, CMSG_DATA((struct cmsghdr *)cmsg), sizeof(int));
+	else if (cmsg->cmsg_level == SOL_IP && cmsg->cmsg_type == IP_TOS && cmsg->cmsg_len == CMSG_LEN(1))
+		*value = *(u8 *)CMSG_DATA((struct cmsghdr *)cmsg);
+	else
+		return -EINVAL;
+	return *value < low || *value > high ? -EINVAL : 0;
 }
 
-static struct vso_tx *vso_dgram_build(struct vso_sock *vs, struct msghdr *msg, size_t len, const union vso_addr *to)
+/* the address and interface to send from: only where something came in, unless they are the guest's */
+static int vso_how_from(struct vso_sock *vs, struct sock *sk, struct vso_how *how, const struct in6_addr *in6, int ifindex)
+{
+	union vso_addr a = { .v6 = { .sin6_family = AF_INET6, .sin6_addr = *in6 } };
+
+	how->native |= ifindex && ifindex != LOOPBACK_IFINDEX;
+	if (ipv6_addr_any(in6) || (ipv6_addr_v4mapped(in6) && !in6->s6_addr32[3]))
+		return 0;
+	if (vso_local_known(vs, in6)) {
+		how->flags |= VSO_DG_LOCAL;
+		how->local = *in6;
+		return 0;
+	}
+	return vso_addr_scope(sock_net(sk), &a) == VSO_SCOPE_LOCAL ? 0 : -EINVAL;
+}
+
+/* one control message, with the answers of ip_cmsg_send(), ip6_datagram_send_ctl() and udp_cmsg_send() */
+static int vso_how_cmsg(struct vso_sock *vs, struct sock *sk, struct vso_how *how, const struct cmsghdr *cmsg)
+{
+	const void *data = CMSG_DATA((struct cmsghdr *)cmsg);
+	struct in6_pktinfo info6;
+	struct in_pktinfo info;
+	int err, value = 0;
+
+	if (cmsg->cmsg_level == SOL_SOCKET)
+		return cmsg->cmsg_type == SCM_RIGHTS || cmsg->cmsg_type == SCM_CREDENTIALS ? 0 : -EINVAL;
+	if (cmsg->cmsg_level == SOL_UDP) {
+		if (cmsg->cmsg_type != UDP_SEGMENT || cmsg->cmsg_len != CMSG_LEN(sizeof(u16)))
+			return -EINVAL;
+		memcpy(&how->segment, data, sizeof(u16));
+		return 0;
+	}
+	if (cmsg->cmsg_level == SOL_IP) {
+		switch (cmsg->cmsg_type) {
+		case IP_PKTINFO:
+			if (cmsg->cmsg_len != CMSG_LEN(sizeof(info)))
+				return -EINVAL;
+			memcpy(&info, data, sizeof(info));
+			ipv6_addr_set_v4mapped(info.ipi_spec_dst.s_addr, &info6.ipi6_addr);
+			return vso_how_from(vs, sk, how, &info6.ipi6_addr, info.ipi_ifindex);
+		case IP_TTL:
+			err = vso_cmsg_int(cmsg, 1, 255, &value);
+			how->flags |= VSO_DG_TTL;
+			how->ttl = value;
+			return err;
+		case IP_TOS:
+			err = vso_cmsg_int(cmsg, 0, 255, &value);
+			how->flags |= VSO_DG_TOS;
+			how->tos = value;
+			return err;
+		default:
+			return -EINVAL;
+		}
+	}
+	if (cmsg->cmsg_level != SOL_IPV6 || vs->row->family != AF_INET6)
+		return 0;
+	switch (cmsg->cmsg_type) {
+	case IPV6_PKTINFO:
+		if (cmsg->cmsg_len != CMSG_LEN(sizeof(info6)))
+			return -EINVAL;
+		memcpy(&info6, data, sizeof(info6));
+		return vso_how_from(vs, sk, how, &info6.ipi6_addr, info6.ipi6_ifindex);
+	case IPV6_HOPLIMIT:
+		err = vso_cmsg_int(cmsg, -1, 255, &value);
+		if (value >= 0)
+			how->flags |= VSO_DG_TTL;
+		how->ttl = value;
+		return err;
+	case IPV6_TCLASS:
+		err = vso_cmsg_int(cmsg, -1, 255, &value);
+		if (value >= 0)
+			how->flags |= VSO_DG_TOS;
+		how->tos = value;
+		return err;
+	default:
+		return -EINVAL;
+	}
+}
+
+static int vso_dgram_how(struct vso_sock *vs, struct sock *sk, struct msghdr *msg, size_t len, struct vso_how *how)
+{
+	bool told = vs->dev->features & VSO_F_DGRAM_INFO;
+	struct cmsghdr *cmsg;
+	int err;
+
+	*how = (struct vso_how) { .segment = vs->row->protocol == IPPROTO_UDP ? READ_ONCE(udp_sk(sk)->gso_size) : 0 };
+	if (msg->msg_controllen) {
+		for_each_cmsghdr(cmsg, msg) {
+			if (!CMSG_OK(msg, cmsg))
+				return -EINVAL;
+			err = vso_how_cmsg(vs, sk, how, cmsg);
+			if (err)
+				return err;
+		}
+	}
+	if (how->segment && len > how->segment) {
+		if (len > (size_t)how->segment * UDP_MAX_SEGMENTS)
+			return -EINVAL;
+		how->flags |= VSO_DG_SEGMENT;
+	}
+	return how->flags && !told ? -EOPNOTSUPP : 0;	/* a device that would ignore it */
+}
+
+static struct vso_tx *vso_dgram_build(struct vso_sock *vs, struct msghdr *msg, size_t len, const union vso_addr *to,
+				      const struct vso_how *how)
 {
 	char uri[VSO_URI_MAX + 1];
-	struct vso_dgram d = {};
+	struct vso_dgram d = {
+		.flags = cpu_to_le16(how->flags), .ttl = how->ttl, .tos = how->tos, .segment = cpu_to_le16(how->segment),
+	};
+	u32 local = how->flags & VSO_DG_LOCAL ? VSO_LOCAL_LEN : 0;
 	struct vso_tx *tx;
 	int n = 0;
+	u8 *p;
 
 	if (to)
 		n = vso_uri_format(uri, sizeof(uri), to, true);
 	d.uri_len = cpu_to_le16(n);
-	tx = vso_tx_new(vs, VSO_DGRAM, 0, NULL, sizeof(d) + n + len, GFP_KERNEL_ACCOUNT);
+	tx = vso_tx_new(vs, VSO_DGRAM, 0, NULL, sizeof(d) + n + local + len, GFP_KERNEL_ACCOUNT);
 	if (!tx)
 		return ERR_PTR(-ENOBUFS);
-	memcpy(tx->body, &d, sizeof(d));
-	memcpy(tx->body + sizeof(d), uri, n);
-	if (!copy_from_iter_full(tx->body + sizeof(d) + n, len, &msg->msg_iter)) {
+	p = tx->body;
+	memcpy(p, &d, sizeof(d));
+	memcpy(p + sizeof(d), uri, n);
+	memcpy(p + sizeof(d) + n, &how->local, local);
+	if (!copy_from_iter_full(p + sizeof(d) + n + local, len, &msg->msg_iter)) {
 		vso_tx_free(tx);
 		return ERR_PTR(-EFAULT);
 	}
@@ -277,25 +395,53 @@ static int vso_dgram_revive(struct vso_sock *vs, struct socket *sock)
 	return err;
 }
 
+static size_t vso_dgram_max(const struct vso_sock *vs, const union vso_addr *to)
+{
+	return to->sa.sa_family == AF_INET6 && !ipv6_addr_v4mapped(&to->v6.sin6_addr) ? VSO_DGRAM6_MAX : VSO_DGRAM_MAX;
+}
+
+/* to the device, now that it can be sent. @to: NULL: to the connected peer. Return: as sendmsg(); 1: natively, please */
+static int vso_dgram_send(struct vso_sock *vs, struct sock *sk, struct msghdr *msg, size_t len, const union vso_addr *to)
+{
+	struct vso_how how;
+	struct vso_tx *tx;
+	int err, where = VSO_TO_DEVICE;
+
+	if (to)
+		where = vso_dest_where(vs, sk, to);
+	if (where < 0)
+		return where;
+	if (where == VSO_TO_NATIVE)
+		return 1;
+	if (len > vso_dgram_max(vs, to ?: &vs->peer))
+		return -EMSGSIZE;
+	err = vso_dgram_how(vs, sk, msg, len, &how);
+	if (err)
+		return err;
+	if (how.native)
+		return 1;
+	if (vs->snd_shut)
+		return -EPIPE;
+	tx = vso_dgram_build(vs, msg, len, to, &how);
+	err = PTR_ERR_OR_ZERO(tx) ?: vso_tx_submit(vs->pair, tx);
+	return err == -ENODEV ? -ECONNRESET : err ?: (int)len;
+}
+
 int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 {
 	struct vso_sock *vs = vso_sock_get(sock);
 	struct sock *sk = sock->sk;
-	union vso_addr to;
-	struct vso_tx *tx;
+	union vso_addr to = {};
 	long timeo;
 	int err;
 
 	if (!vs)
 		return vso_again(sock, sendmsg, msg, len);
 	err = -EMSGSIZE;
-	if (len > VSO_DGRAM_MAX)
+	if (len > 0xffff)
 		goto out;
 	err = -EOPNOTSUPP;
 	if (msg->msg_flags & (MSG_OOB | MSG_MORE))
-		goto out;
-	err = vso_dgram_cmsg(msg);
-	if (err)
 		goto out;
 	if (msg->msg_name) {
 		err = vso_addr_copy(&to, msg->msg_name, msg->msg_namelen, vs->row->family);
@@ -304,10 +450,6 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		err = -EINVAL;
 		if (!vso_addr_port(&to))
 			goto out;
-		if (vso_addr_scope(sock_net(sk), &to) != VSO_SCOPE_REMOTE && !vso_peer_of_device(vs, &to)) {
-			err = vs->row->native->sendmsg(sock, msg, len);
-			goto out;
-		}
 	}
 	err = sock_error(sk);
 	if (err)
@@ -330,183 +472,25 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		err = vso_again(sock, sendmsg, msg, len);
 		goto out;
 	}
-	err = -EDESTADDRREQ;
-	if (!msg->msg_name && vs->addr_only)
-		goto out;
-	err = -EPIPE;
-	if (vs->snd_shut)
-		goto out;
-	tx = vso_dgram_build(vs, msg, len, msg->msg_name ? &to : NULL);
-	err = PTR_ERR_OR_ZERO(tx);
-	if (!err)
-		err = vso_tx_submit(vs->pair, tx);
-	if (err == -ENODEV)
-		err = -ECONNRESET;
+	if (!msg->msg_name && vs->addr_only) {
+		spin_lock_bh(&vs->lock);
+		to = vs->peer;
+		err = vs->conn ?: -EDESTADDRREQ;
+		spin_unlock_bh(&vs->lock);
+		if (err < 0)
+			goto out;
+	}
+	if (!msg->msg_name && vs->conn == VSO_TO_NATIVE)
+		err = 1;
+	else
+		err = vso_dgram_send(vs, sk, msg, len, msg->msg_name || vs->addr_only ? &to : NULL);
+	if (err == 1)
+		err = vs->row->native->sendmsg(sock, msg, len);
 out:
 	if (err == -EPIPE && !(msg->msg_flags & MSG_NOSIGNAL))
 		send_sig(SIGPIPE, current, 0);
 	vso_sock_put(vs);
-	return err ? err : len;
-}
-
-/* ----------------------------------------------------------------------------------------------------------- receiving */
-
-/** vso_rx_dgram() - a datagram came: struct vso_dgram, the source's URI, its bytes */
-void vso_rx_dgram(const struct vso_msg *m)
-{
-	struct vso_sock *vs = m->vs;
-	char uri[VSO_URI_MAX];
-	struct vso_dgram d;
-	struct vso_seg *seg;
-	u32 uri_len, len;
-
-	vso_msg_copy(m, 0, &d, sizeof(d));
-	uri_len = le16_to_cpu(d.uri_len);
-	if (uri_len > min_t(u32, m->len - sizeof(d), VSO_URI_MAX) || vs->row->type != SOCK_DGRAM)
-		return;
-	vso_msg_copy(m, sizeof(d), uri, uri_len);
-	len = m->len - sizeof(d) - uri_len;
-	spin_lock(&vs->lock);
-	if ((vs->state != VSO_ST_CONNECTED && !(vs->state == VSO_ST_CONNECTING && vs->was_bound)) || vs->closing || vs->rcv_shut ||
-	    !vs->sk)
-		goto out;
-	if (vs->rx_mem > READ_ONCE(vs->sk->sk_rcvbuf))
-		goto drop;
-	seg = kmalloc(sizeof(*seg) + len, GFP_ATOMIC | __GFP_NOWARN);
-	if (!seg)
-		goto drop;
-	seg->page = NULL;
-	seg->off = 0;
-	seg->len = len;
-	seg->cap = seg->len;
-	seg->truesize = sizeof(*seg) + seg->len;
-	if (!uri_len || vso_uri_parse(uri, uri_len, vs->row->family, &seg->from))
-		seg->from = vs->peer;
-	vso_msg_copy(m, sizeof(d) + uri_len, seg->data, len);
-	vso_peers_add(vs, &seg->from);
-	list_add_tail(&seg->list, &vs->rxq);
-	vs->rx_bytes += seg->len;
-	vs->rx_mem += seg->truesize;
-	vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDBAND);
-	goto out;
-drop:
-	vs->rx_drops++;
-out:
-	spin_unlock(&vs->lock);
-}
-
-/* did something arrive at the carrier, from inside the guest? */
-static __poll_t vso_dgram_native(struct vso_sock *vs, struct socket *sock)
-{
-	if (!inet_sk(sock->sk)->inet_num)
-		return 0;
-	return vs->row->native->poll(sock->file, sock, NULL) & (EPOLLIN | EPOLLRDNORM);
-}
-
-static bool vso_dgram_recv_ready(struct vso_sock *vs, u32 arg)
-{
-	struct socket *sock;
-	bool ready;
-
-	spin_lock_bh(&vs->lock);
-	sock = vs->sock;
-	ready = !sock || !list_empty(&vs->rxq) || vs->rcv_shut || vs->state == VSO_ST_GONE || READ_ONCE(vs->sk->sk_err);
-	spin_unlock_bh(&vs->lock);
-	return ready || vso_dgram_native(vs, sock);
-}
-
-int vso_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
-{
-	struct vso_sock *vs = vso_sock_get(sock);
-	struct sock *sk = sock->sk;
-	struct vso_seg *seg = NULL;
-	long timeo;
-	u32 n;
-	int err;
-
-	if (!vs)
-		return vso_again(sock, recvmsg, msg, len, flags);
-	timeo = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
-	if (flags & MSG_ERRQUEUE) {
-		err = vs->row->native->recvmsg(sock, msg, len, flags);
-		goto out;
-	}
-	for (;;) {
-		mutex_lock(&vs->recv_mutex);
-		spin_lock_bh(&vs->lock);
-		seg = list_first_entry_or_null(&vs->rxq, struct vso_seg, list);
-		if (seg && !(flags & MSG_PEEK)) {
-			list_del(&seg->list);
-			vs->rx_bytes -= seg->len;
-			vs->rx_mem -= seg->truesize;
-		}
-		spin_unlock_bh(&vs->lock);
-		if (seg)
-			break;
-		mutex_unlock(&vs->recv_mutex);
-		if (READ_ONCE(vs->state) == VSO_ST_GONE) {
-			err = vso_again(sock, recvmsg, msg, len, flags);
-			goto out;
-		}
-		err = sock_error(sk);
-		if (err || vs->rcv_shut)
-			goto out;
-		if (vso_dgram_native(vs, sock)) {
-			err = vs->row->native->recvmsg(sock, msg, len, flags | MSG_DONTWAIT);
-			if (err != -EAGAIN)
-				goto out;
-		}
-		err = vso_wait_event(vs, sk, &timeo, vso_dgram_recv_ready, 0, false);
-		if (err)
-			goto out;
-	}
-	n = min_t(size_t, seg->len, len);
-	if (n < seg->len)
-		msg->msg_flags |= MSG_TRUNC;
-	err = copy_to_iter(seg->data, n, &msg->msg_iter) == n ? (flags & MSG_TRUNC ? seg->len : n) : -EFAULT;
-	if (err >= 0 && msg->msg_name) {
-		memcpy(msg->msg_name, &seg->from, vso_addr_len(&seg->from));
-		msg->msg_namelen = vso_addr_len(&seg->from);
-	}
-	mutex_unlock(&vs->recv_mutex);
-	if (!(flags & MSG_PEEK))
-		vso_seg_free(seg);
-out:
-	vso_sock_put(vs);
 	return err;
-}
-
-/* ------------------------------------------------------------------------------------------------------ poll, shutdown */
-
-__poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait)
-{
-	struct vso_sock *vs;
-	__poll_t mask = 0;
-
-	sock_poll_wait(file, sock, wait);
-	vs = vso_sock_get(sock);
-	if (!vs)
-		return vso_again_poll(sock, file);
-	spin_lock_bh(&vs->lock);
-	if (!list_empty(&vs->rxq))
-		mask |= EPOLLIN | EPOLLRDNORM;
-	if (vs->rcv_shut)
-		mask |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
-	if (vs->rcv_shut && vs->snd_shut)
-		mask |= EPOLLHUP;
-	if (READ_ONCE(sock->sk->sk_err))
-		mask |= EPOLLERR;
-	if (vso_stream_writable(vs))
-		mask |= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
-	else
-		vs->want_write = true;
-	spin_unlock_bh(&vs->lock);
-	if (READ_ONCE(vs->state) == VSO_ST_GONE)
-		mask = vso_again_poll(sock, file);
-	else
-		mask |= vso_dgram_native(vs, sock);
-	vso_sock_put(vs);
-	return mask;
 }
 
 int vso_dgram_shutdown(struct socket *sock, int how)
@@ -520,9 +504,9 @@ int vso_dgram_shutdown(struct socket *sock, int how)
 	spin_lock_bh(&vs->lock);
 	if (how < 1 || how > 3)
 		err = -EINVAL;
-	else if (vs->addr_only)
-		err = -ENOTCONN;
-	if (!err) {
+	else if (vs->addr_only && !vs->conn)
+		err = -ENOTCONN;	/* and has its effect all the same, as natively */
+	if (err != -EINVAL) {
 		vs->rcv_shut |= !!(how & RCV_SHUTDOWN);
 		vs->snd_shut |= !!(how & SEND_SHUTDOWN);
 		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLOUT | (vs->rcv_shut && vs->snd_shut ? EPOLLHUP : 0));

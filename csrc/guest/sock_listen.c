@@ -49,8 +49,8 @@ static int vso_bind_carrier(struct vso_sock *vs, struct socket *sock, const unio
 			addr.v4.sin_port = port;
 	}
 	if (vs->row->type == SOCK_DGRAM) {
-		vs->peers = vso_peers_new();	/* nobody looks before the state below */
-		if (!vs->peers)
+		vs->dests = vso_dests_new();	/* nobody looks before the state below */
+		if (!vs->dests)
 			return -ENOMEM;
 	}
 	/* with hairpin the device's side is all there is */

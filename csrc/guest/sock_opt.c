@@ -49,7 +49,19 @@ static const struct vso_opt {
 	{ SOL_IP, IP_TOS,			VSO_OPT_HOST },
 	{ SOL_IP, IP_TTL,			VSO_OPT_HOST },
 	{ SOL_IP, IP_MTU_DISCOVER,		VSO_OPT_HOST },
-	{ SOL_IP, IP_RECVERR,			VSO_OPT_CARRIER },	/* the error queue stays empty; errors come as SO_ERROR */
+	{ SOL_IP, IP_RECVERR,			VSO_OPT_CARRIER },	/* the device always tells; dgram_recv.c looks at these */
+	{ SOL_IP, IP_PKTINFO,			VSO_OPT_CARRIER },
+	{ SOL_IP, IP_RECVTTL,			VSO_OPT_CARRIER },
+	{ SOL_IP, IP_RECVTOS,			VSO_OPT_CARRIER },
+	{ SOL_IP, IP_RECVORIGDSTADDR,		VSO_OPT_CARRIER },
+	{ SOL_IP, IP_MULTICAST_IF,		VSO_OPT_CARRIER },	/* groups are the guest's own: sent to and joined natively */
+	{ SOL_IP, IP_MULTICAST_TTL,		VSO_OPT_CARRIER },
+	{ SOL_IP, IP_MULTICAST_LOOP,		VSO_OPT_CARRIER },
+	{ SOL_IP, IP_MULTICAST_ALL,		VSO_OPT_CARRIER },
+	{ SOL_IP, IP_ADD_MEMBERSHIP,		VSO_OPT_CARRIER },
+	{ SOL_IP, IP_DROP_MEMBERSHIP,		VSO_OPT_CARRIER },
+	{ SOL_IP, MCAST_JOIN_GROUP,		VSO_OPT_CARRIER },
+	{ SOL_IP, MCAST_LEAVE_GROUP,		VSO_OPT_CARRIER },
 	{ SOL_IP, IP_BIND_ADDRESS_NO_PORT,	VSO_OPT_CARRIER },
 	{ SOL_IP, IP_LOCAL_PORT_RANGE,		VSO_OPT_CARRIER },
 	{ SOL_IP, IP_FREEBIND,			VSO_OPT_CARRIER },
@@ -58,6 +70,18 @@ static const struct vso_opt {
 	{ SOL_IPV6, IPV6_MTU_DISCOVER,		VSO_OPT_HOST },
 	{ SOL_IPV6, IPV6_V6ONLY,		VSO_OPT_CARRIER },
 	{ SOL_IPV6, IPV6_RECVERR,		VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_RECVPKTINFO,		VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_RECVHOPLIMIT,		VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_RECVTCLASS,		VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_MULTICAST_IF,		VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_MULTICAST_HOPS,	VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_MULTICAST_LOOP,	VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_ADD_MEMBERSHIP,	VSO_OPT_CARRIER },
+	{ SOL_IPV6, IPV6_DROP_MEMBERSHIP,	VSO_OPT_CARRIER },
+	{ SOL_IPV6, MCAST_JOIN_GROUP,		VSO_OPT_CARRIER },
+	{ SOL_IPV6, MCAST_LEAVE_GROUP,		VSO_OPT_CARRIER },
+	{ SOL_UDP, UDP_SEGMENT,			VSO_OPT_CARRIER },	/* said with each datagram */
+	{ SOL_UDP, UDP_GRO,			VSO_OPT_HOST },
 	{ SOL_SOCKET, SO_KEEPALIVE,		VSO_OPT_HOST },
 	{ SOL_SOCKET, SO_BROADCAST,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_REUSEADDR,		VSO_OPT_CARRIER },
@@ -82,6 +106,10 @@ static const struct vso_opt {
 	{ SOL_SOCKET, SO_INCOMING_CPU,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_MAX_PACING_RATE,	VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_PASSCRED,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_TIMESTAMP_OLD,		VSO_OPT_CARRIER },	/* the time of arrival in the guest */
+	{ SOL_SOCKET, SO_TIMESTAMP_NEW,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_TIMESTAMPNS_OLD,	VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_TIMESTAMPNS_NEW,	VSO_OPT_CARRIER },
 };
 
 static const struct vso_opt *vso_opt_find(int level, int name)
@@ -181,6 +209,8 @@ out:
 /* what only the host's socket knows */
 static bool vso_opt_ask_host(int level, int name)
 {
+	if (level == SOL_IP && name == IP_MTU)
+		return true;
 	return level == SOL_TCP && (name == TCP_INFO || name == TCP_MAXSEG || name == TCP_CONGESTION);
 }
 
@@ -258,6 +288,8 @@ u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *
 		vso_opt_put(&b, SOL_IP, IP_TTL, inet->uc_ttl);
 	if (row->family == PF_INET6 && inet6_sk(sk)->tclass)
 		vso_opt_put(&b, SOL_IPV6, IPV6_TCLASS, inet6_sk(sk)->tclass);
+	if (row->protocol == IPPROTO_UDP && udp_test_bit(GRO_ENABLED, sk))
+		vso_opt_put(&b, SOL_UDP, UDP_GRO, 1);
 	if (row->protocol == IPPROTO_TCP) {
 		const struct tcp_sock *tp = tcp_sk(sk);
 

@@ -58,6 +58,7 @@
 #define VSO_TX_MAX		65536	/* payload of one DATA message */
 #define VSO_TX_INLINE		2048	/* payloads up to here share one allocation and one descriptor with their header */
 #define VSO_TX_FRAGS		(VSO_TX_MAX / PAGE_SIZE + 2)
+#define VSO_LOCALS		8	/* of the host's addresses at which a socket was reached, those it may answer from */
 #define VSO_TXQ_LIMIT		(128 * 1024)	/* memory of a flow's messages that wait for ring space before writers wait too */
 
 /* an address as the socket calls know it */
@@ -75,7 +76,7 @@ union vso_addr {
  * @type: SOCK_STREAM or SOCK_DGRAM
  * @protocol: IPPROTO_TCP, IPPROTO_UDP, IPPROTO_MPTCP
  * @native: the table that was there
- * @undecided: @native with four operations replaced; what new sockets get
+ * @undecided: @native with four operations replaced (datagrams: five); what new sockets get
  * @offloaded: our table
  * @entry: the kernel's entry, NULL when this kernel has none
  */
@@ -236,6 +237,12 @@ enum vso_state {
 	VSO_ST_GONE,
 };
 
+/* which side a datagram's other end is on */
+enum vso_where {
+	VSO_TO_DEVICE = 1,
+	VSO_TO_NATIVE,
+};
+
 /* received bytes: in data[] when page is NULL, else in page at off */
 struct vso_seg {
 	struct list_head list;
@@ -244,7 +251,6 @@ struct vso_seg {
 	u32 len;
 	u32 cap;		/* of data[]; the room behind off + len takes what comes next */
 	u32 truesize;
-	union vso_addr from;	/* datagrams: the source */
 	u8 data[];
 };
 
@@ -283,6 +289,7 @@ struct vso_sock {
 	bool native_listen;		/* the carrier listens, too */
 	bool hand_listen;		/* it does not, but its state was set to TCP_LISTEN by hand (lock_sock) */
 	bool addr_only;			/* datagrams: sendto() names the peer */
+	u8 conn;			/* with addr_only: which side connect() named a peer on, enum vso_where; 0: none */
 	bool fin_queued;		/* SHUTDOWN or CLOSE is queued: no data after it (pair->tx_lock) */
 	bool snd_shut, rcv_shut;	/* shutdown(): ours */
 	bool peer_fin;			/* SHUTDOWN(SEND) came */
@@ -301,12 +308,16 @@ struct vso_sock {
 	atomic_t queued;		/* truesize of this flow's messages in pair->txq */
 
 	struct list_head rxq;		/* struct vso_seg */
+	struct sk_buff_head dgrams;	/* datagrams, as packets: see dgram_recv.c. Its own lock is not used */
 	u32 rx_bytes;
 	u32 rx_mem;
 	u32 rx_drops;
 	struct mutex recv_mutex;
 
-	struct vso_peers *peers;	/* of a datagram server: see sock_dgram.c; NULL: none */
+	/* datagrams: where they go (dgram_dest.c, NULL: none but target yet), and addresses of the host where they came in */
+	struct vso_dests *dests;
+	struct in6_addr locals[VSO_LOCALS];
+	u32 next_local;
 
 	struct list_head acceptq;	/* of the listener: children */
 	struct list_head accept_node;	/* of the child */
@@ -390,13 +401,23 @@ bool vso_stream_writable(struct vso_sock *vs);
 /* sock_dgram.c */
 int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
 int vso_dgram_undecided_sendmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len);
-int vso_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
-__poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait);
 int vso_dgram_shutdown(struct socket *sock, int how);
 int vso_dgram_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
+
+/* dgram_recv.c */
+int vso_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+int vso_dgram_undecided_recvmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len, int flags);
+__poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait);
 void vso_rx_dgram(const struct vso_msg *m);
-struct vso_peers *vso_peers_new(void);
+void vso_rx_error(const struct vso_msg *m);
+bool vso_local_known(struct vso_sock *vs, const struct in6_addr *in6);
+
+/* dgram_dest.c */
+struct vso_dests *vso_dests_new(void);
+void vso_dest_add(struct vso_sock *vs, const union vso_addr *a, enum vso_where where);
+int vso_dest_where(struct vso_sock *vs, struct sock *sk, const union vso_addr *a);
+bool vso_addr_equal(const union vso_addr *a, const union vso_addr *b);
 
 /* sock_opt.c */
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len);
