@@ -118,8 +118,10 @@ static struct sk_buff *vso_dgram_skb(const struct vso_msg *m, const struct vso_d
 	}
 	skb->protocol = htons(six ? ETH_P_IPV6 : ETH_P_IP);
 	skb->tstamp = ktime_get_real();
-	if (d->flags & cpu_to_le16(VSO_DG_SEGMENT))
+	if (d->flags & cpu_to_le16(VSO_DG_SEGMENT)) {
 		skb_shinfo(skb)->gso_size = le16_to_cpu(d->segment);
+		skb_shinfo(skb)->gso_type = SKB_GSO_UDP_L4;
+	}
 	if (six) {
 		memset(IP6CB(skb), 0, sizeof(*IP6CB(skb)));
 		IP6CB(skb)->iif = LOOPBACK_IFINDEX;
@@ -376,7 +378,7 @@ static void vso_dgram_control(struct msghdr *msg, struct vso_sock *vs, struct so
 	bool six = skb->protocol == htons(ETH_P_IPV6);
 
 	sock_recv_cmsgs(msg, sk, skb);
-	if (vs->row->protocol == IPPROTO_UDP)
+	if (vs->row->protocol == IPPROTO_UDP && udp_test_bit(GRO_ENABLED, sk))
 		udp_cmsg_recv(msg, sk, skb);
 	if (six) {
 		if (inet6_sk(sk)->rxopt.all)

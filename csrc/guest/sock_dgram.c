@@ -26,6 +26,7 @@
 
 #define VSO_DGRAM_MAX	65507	/* what fits an IPv4 packet: the host could not send more */
 #define VSO_DGRAM6_MAX	65527
+#define VSO_NATIVELY	0x100000	/* more than any datagram has bytes: shall be sent natively */
 
 /* may this destination be the device's? */
 static bool vso_dgram_asks(const struct vso_row *row, struct sock *sk, const struct sockaddr *sa, int len, union vso_addr *addr)
@@ -400,7 +401,7 @@ static size_t vso_dgram_max(const struct vso_sock *vs, const union vso_addr *to)
 	return to->sa.sa_family == AF_INET6 && !ipv6_addr_v4mapped(&to->v6.sin6_addr) ? VSO_DGRAM6_MAX : VSO_DGRAM_MAX;
 }
 
-/* to the device, now that it can be sent. @to: NULL: to the connected peer. Return: as sendmsg(); 1: natively, please */
+/* to the device, now that it can be sent. @to: NULL: to the connected peer. Return: as sendmsg(); VSO_NATIVELY */
 static int vso_dgram_send(struct vso_sock *vs, struct sock *sk, struct msghdr *msg, size_t len, const union vso_addr *to)
 {
 	struct vso_how how;
@@ -412,14 +413,14 @@ static int vso_dgram_send(struct vso_sock *vs, struct sock *sk, struct msghdr *m
 	if (where < 0)
 		return where;
 	if (where == VSO_TO_NATIVE)
-		return 1;
+		return VSO_NATIVELY;
 	if (len > vso_dgram_max(vs, to ?: &vs->peer))
 		return -EMSGSIZE;
 	err = vso_dgram_how(vs, sk, msg, len, &how);
 	if (err)
 		return err;
 	if (how.native)
-		return 1;
+		return VSO_NATIVELY;
 	if (vs->snd_shut)
 		return -EPIPE;
 	tx = vso_dgram_build(vs, msg, len, to, &how);
@@ -481,10 +482,10 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			goto out;
 	}
 	if (!msg->msg_name && vs->conn == VSO_TO_NATIVE)
-		err = 1;
+		err = VSO_NATIVELY;
 	else
 		err = vso_dgram_send(vs, sk, msg, len, msg->msg_name || vs->addr_only ? &to : NULL);
-	if (err == 1)
+	if (err == VSO_NATIVELY)
 		err = vs->row->native->sendmsg(sock, msg, len);
 out:
 	if (err == -EPIPE && !(msg->msg_flags & MSG_NOSIGNAL))

@@ -7,7 +7,13 @@ Stream (one connection, one line, then):
     reset N         send N bytes of the pattern, wait for one more byte, then RST
     name            answer with the client address as this side sees it, close
     hold            send nothing, read nothing, wait for the client to go
-Datagram: each datagram is sent back to where it came from, "drop..." is not answered, "big N" is answered with N bytes.
+Datagram: each datagram is sent back to where it came from, but for these:
+    drop...         no answer
+    big N           N bytes
+    flood N SIZE    N datagrams of SIZE bytes
+    how             "<ttl> <tos>" that it came with
+    set TTL TOS     sent back with these
+    split N SIZE    N * SIZE bytes in datagrams of SIZE, by one call (UDP_SEGMENT)
 """
 
 from __future__ import annotations
@@ -22,6 +28,8 @@ import sys
 import time
 import zlib
 from collections.abc import AsyncIterator
+
+UDP_SEGMENT, IP_RECVTTL = 103, 12  # linux/udp.h, linux/in.h; the socket module has no names for them
 
 
 def pattern(n: int) -> bytes:
@@ -78,11 +86,27 @@ async def _client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 def _datagram(sock: socket.socket) -> None:
     # a plain socket: asyncio's own datagram transport swallows empty datagrams
-    data, addr = sock.recvfrom(65536)
-    if data.startswith(b"big "):
-        data = pattern(int(data[4:]))
+    data, control, _, addr = sock.recvmsg(65536, 256)
+    six = sock.family == socket.AF_INET6
+    level, ttl, tos = (41, socket.IPV6_HOPLIMIT, socket.IPV6_TCLASS) if six else (0, socket.IP_TTL, socket.IP_TOS)
+    how: list[tuple[int, int, bytes]] = []
+    match data.split():
+        case [b"big", size]:
+            data = pattern(int(size))
+        case [b"flood", count, size]:
+            for _ in range(int(count)):
+                with contextlib.suppress(BlockingIOError):
+                    sock.sendto(bytes(int(size)), addr)
+            return
+        case [b"how"]:
+            told = {kind: int.from_bytes(value, sys.byteorder) for _, kind, value in control}
+            data = b"%d %d" % (told[ttl], told[tos])
+        case [b"set", number, kind]:
+            how = [(level, ttl, struct.pack("i", int(number))), (level, tos, struct.pack("i", int(kind)))]
+        case [b"split", count, size]:
+            data, how = pattern(int(count) * int(size)), [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", int(size)))]
     if not data.startswith(b"drop"):
-        sock.sendto(data, addr)
+        sock.sendmsg([data], how, 0, addr)
 
 
 def _bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
@@ -95,6 +119,12 @@ def _bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
         try:
             for host, kind in itertools.product(hosts, (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
                 socks.append(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind | socket.SOCK_NONBLOCK))
+                if kind == socket.SOCK_DGRAM:
+                    options = [(0, IP_RECVTTL), (0, socket.IP_RECVTOS)]
+                    if ":" in host:
+                        options = [(41, socket.IPV6_RECVHOPLIMIT), (41, socket.IPV6_RECVTCLASS)]
+                    for level, option in options:
+                        socks[-1].setsockopt(level, option, 1)
                 socks[-1].bind((host, number))
                 number = socks[-1].getsockname()[1]
         except OSError as error:
@@ -132,6 +162,14 @@ async def peer(*hosts: str, port: int = 0) -> AsyncIterator[int]:
         for task in tasks:  # those that hold
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def deaf_datagram(host: str, port: int = 0) -> socket.socket:
+    """A datagram socket on a port that is closed to all: it is connected, to itself, so others are refused."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((host, port))
+    sock.connect(sock.getsockname())
+    return sock
 
 
 def drive_listener(host: str, port: int) -> None:
@@ -177,6 +215,20 @@ def drive_datagram_server(host: str, port: int) -> None:
         big = bytes(range(256)) * 200
         second.send(big)
         assert second.recv(65536) == big.upper()
+        first.send(b"connect")
+        while (answer := first.recv(100)) == b"HELLO":
+            pass
+        assert answer == b"CONNECTED"
+        second.send(b"not heard")
+        first.send(b"again")
+        assert first.recv(100) == b"AGAIN"
+        first.send(b"disconnect")
+        assert first.recv(100) == b"DISCONNECTED"
+        with contextlib.suppress(ConnectionRefusedError):  # of the one that was not heard, on a native kernel
+            second.send(b"")
+            assert second.recv(100) == b""
+        second.send(b"heard")
+        assert second.recv(100) == b"HEARD"
         first.send(b"quit")
         while (answer := first.recv(100)) == b"HELLO":  # to a greeting that was sent once too often
             pass

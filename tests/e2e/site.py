@@ -8,8 +8,8 @@ The guest knows the servers under addresses that do not exist; the policy rewrit
 | tcp 10.0.0.5:80        | a web server with the files of ``www``                |
 | tcp, udp 10.0.0.5:7000 | peer.py                                               |
 | udp 10.0.0.6:7000      | peer.py at another address                            |
-| tcp [fd00::5]:7000     | peer.py over IPv6                                     |
-| tcp, [fd00::5] :7001   | a port where nobody listens                           |
+| tcp, udp [fd00::5]:7000 | peer.py over IPv6                                    |
+| tcp, udp 10.0.0.5:7001, [fd00::5]:7001 | a port where nobody listens           |
 | tcp 10.0.0.5:7002      | ``own``, a listening socket of the test itself        |
 | udp 10.0.0.53:53       | ``dns``, a datagram socket of the test itself         |
 | 10.66.0.N, any port    | refused with the errno DENIED[N]                      |
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.peer import drive_datagram_server, drive_listener
+from tests.e2e.peer import deaf_datagram, drive_datagram_server, drive_listener
 from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port, wait_until
 from vhostsock.qemu import qemu_args
 
@@ -91,6 +91,14 @@ class Site:
         assert re.search(r"^1\.\.[1-9]", result.text, re.MULTILINE), str(result)
         return result.text
 
+    def check_datagrams(self) -> None:
+        """Run all of guest/dgram_*check.c that have no client on the host."""
+        self.check("dgram_check 10.0.0.5 7000 10.0.0.6 7000")
+        self.check("dgram_policy_check 10.0.0.5 7000 10.66.0.0 192.0.2.1")
+        for address in ("10.0.0.5", "fd00::5"):
+            self.check(f"dgram_error_check {address} 7000 7001")
+            self.check(f"dgram_cmsg_check {address} 7000")
+
     def check_listener(self) -> None:
         """Run guest/listen_check.c with its client on the host; AssertionError with the claims that do not hold."""
         checking = self.vm.start("listen_check 8081 | tee /tmp/listen")
@@ -121,6 +129,9 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
         offload("tcp6", "fd00::5", 7000, f"tcp6://::1/{ports['peer']}"),
         offload("tcp", "10.0.0.5", 7001, f"tcp://127.0.0.1:{ports['closed']}"),
         offload("tcp6", "fd00::5", 7001, f"tcp6://::1/{ports['closed']}"),
+        offload("udp6", "fd00::5", 7000, f"udp6://::1/{ports['peer']}"),
+        offload("udp", "10.0.0.5", 7001, f"udp://127.0.0.1:{ports['closed']}"),
+        offload("udp6", "fd00::5", 7001, f"udp6://::1/{ports['closed']}"),
         offload("tcp", "10.0.0.5", 7002, f"tcp://127.0.0.1:{ports['own']}"),
         offload("udp", "10.0.0.53", 53, f"udp://127.0.0.1:{ports['dns']}"),
     ]
@@ -148,6 +159,8 @@ def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1) -> Iterator[S
         (www / "data").write_bytes(os.urandom(DATA_SIZE))
         own, dns = _local(stack, socket.SOCK_STREAM), _local(stack, socket.SOCK_DGRAM)
         closed = _local(stack, socket.SOCK_STREAM)  # bound and never listening: nobody else gets the port
+        for host in ("127.0.0.1", "::1"):
+            stack.enter_context(deaf_datagram(host, closed.getsockname()[1]))
         closed6 = stack.enter_context(socket.socket(socket.AF_INET6))
         closed6.bind(("::1", closed.getsockname()[1]))
         own.listen()

@@ -47,7 +47,7 @@ def test_stream_claims_hold(newer: Site, arguments: str) -> None:
 
 
 def test_datagram_claims_hold(newer: Site) -> None:
-    newer.check("dgram_check 10.0.0.5 7000 10.0.0.6 7000")
+    newer.check_datagrams()
 
 
 def test_datagram_server_claims_hold(newer: Site) -> None:

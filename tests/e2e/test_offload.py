@@ -69,7 +69,7 @@ def test_stream_claims_hold(offload: Site, arguments: str) -> None:
 
 
 def test_datagram_claims_hold(offload: Site) -> None:
-    offload.check("dgram_check 10.0.0.5 7000 10.0.0.6 7000")
+    offload.check_datagrams()
 
 
 def test_listener_claims_hold(offload: Site) -> None:

@@ -69,6 +69,17 @@ def test_datagram_claims_hold_on_the_native_kernel(programs: Path) -> None:
     assert "not ok" not in asyncio.run(main())
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_datagram_error_and_control_claims_hold_on_the_native_kernel(programs: Path, host: str) -> None:
+    async def main() -> str:
+        async with load_peer().peer(host) as port:
+            with load_peer().deaf_datagram(host) as deaf:
+                errors = await run(programs / "dgram_error_check", host, str(port), str(deaf.getsockname()[1]))
+                return errors + await run(programs / "dgram_cmsg_check", host, str(port))
+
+    assert "not ok" not in asyncio.run(main())
+
+
 def test_hairpin_claims_hold_on_the_native_kernel(programs: Path) -> None:
     assert "not ok" not in asyncio.run(run(programs / "hairpin_check"))
 

@@ -55,6 +55,30 @@ static void it_may_send_to_itself(void)
 	SAME(c, 's');
 }
 
+/* a client that asked for it is the only one heard, until it says otherwise */
+static void serve_connected(int fd, const struct addr *client)
+{
+	struct addr name = { .len = sizeof(name.ss) };
+	char buf[100];
+	ssize_t n;
+
+	MUST(connect(fd, (void *)&client->ss, client->len) == 0);
+	MUST(getpeername(fd, (void *)&name.ss, &name.len) == 0);
+	SAME(port_of(&name), port_of(client));
+	SAME(send(fd, "CONNECTED", 9, 0), 9);
+	n = recv(fd, buf, sizeof(buf), 0);
+	MUST(n == 5 && !memcmp(buf, "again", 5));
+	SAME(send(fd, "AGAIN", 5, 0), 5);
+	n = recv(fd, buf, sizeof(buf), 0);
+	MUST(n == 10 && !memcmp(buf, "disconnect", 10));
+	MUST(connect(fd, &(struct sockaddr){ .sa_family = AF_UNSPEC }, sizeof(struct sockaddr)) == 0);
+	ERRNO(getpeername(fd, (void *)&name.ss, &name.len), ENOTCONN);
+	name.len = sizeof(name.ss);
+	MUST(getsockname(fd, (void *)&name.ss, &name.len) == 0);
+	SAME(port_of(&name), atoi(served));
+	SAME(sendto(fd, "DISCONNECTED", 12, 0, (void *)&client->ss, client->len), 12);
+}
+
 static void each_client_gets_its_own_answer_in_capitals(void)
 {
 	static char buf[65536];
@@ -69,6 +93,10 @@ static void each_client_gets_its_own_answer_in_capitals(void)
 		n = recvfrom(fd, buf, sizeof(buf), MSG_DONTWAIT, (void *)&from.ss, &from.len);
 		MUST(n >= 0 && from.len == sizeof(struct sockaddr_in));
 		last = n == 4 && !memcmp(buf, "quit", 4);
+		if (n == 7 && !memcmp(buf, "connect", 7)) {
+			serve_connected(fd, &from);
+			continue;
+		}
 		for (ssize_t i = 0; i < n; i++)
 			if (buf[i] >= 'a' && buf[i] <= 'z')
 				buf[i] = toupper(buf[i]);
