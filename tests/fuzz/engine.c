@@ -94,7 +94,7 @@ static void answer(struct cursor *c)
 			vse_refuse(s.e, ev->handle, below(c, 3), (uint32_t)take(c, 1));
 		break;
 	case VSE_EV_DGRAM_DEST:
-		vse_dgram_dest(s.e, ev->handle, uri, &to, sizeof(to), below(c, 4) ? 0 : EACCES);
+		vse_dgram_dest(s.e, ev->handle, uri, &to, sizeof(to), below(c, 4) ? VSO_OFFLOAD : VSO_NATIVE, below(c, 4) ? 0 : EACCES);
 		break;
 	}
 	if (below(c, 16) == 0)
@@ -257,7 +257,8 @@ static void open_flow(struct cursor *c)
 static void set_up(struct cursor *c)
 {
 	struct vse_config config = {
-		.pairs = PAIRS, .max_flows = MAX_FLOWS, .buf_alloc = 4096, .buf_total = 10000, .features = VSO_F_DGRAM, .linger_ms = 1,
+		.pairs = PAIRS, .max_flows = MAX_FLOWS, .buf_alloc = 4096, .buf_total = 10000,
+		.features = VSO_F_DGRAM | VSO_F_DGRAM_INFO, .linger_ms = 1,
 	};
 	struct vs_mem *empty = vs_mem_new();
 	struct vs_err err = { 0 };
@@ -284,7 +285,7 @@ static void set_up(struct cursor *c)
 	}
 	if (take(c, 1) & 7) {	/* nearly always */
 		struct vso_hdr h = { .type = VSO_HELLO, .len = sizeof(struct vso_hello) };
-		struct vso_hello hello = { .magic = VSO_MAGIC, .abi_major = VSO_ABI_MAJOR, .epoch = 1, .features = VSO_F_DGRAM, .pairs = PAIRS };
+		struct vso_hello hello = { .magic = VSO_MAGIC, .abi_major = VSO_ABI_MAJOR, .epoch = 1, .features = VSO_F_DGRAM | VSO_F_DGRAM_INFO, .pairs = PAIRS };
 		struct desc d = { GPA + TX, sizeof(h) + sizeof(hello), 0, 0 };
 
 		memcpy(ram + TX, &h, sizeof(h));

@@ -117,9 +117,16 @@ static uint32_t payload(struct cursor *c, uint16_t type, uint8_t *to)
 		n = sizeof(struct vso_sockopt) + 4;
 		break;
 	case VSO_DGRAM:
-		*(struct vso_dgram *)to = (struct vso_dgram){ .uri_len = below(c, 4) ? uri_len : (uint16_t)odd_number(c) };
+		*(struct vso_dgram *)to = (struct vso_dgram){
+			.uri_len = below(c, 4) ? uri_len : (uint16_t)odd_number(c), .flags = below(c, 4) ? 0 : (uint16_t)take(c, 1),
+			.ttl = (uint8_t)below(c, 256), .segment = (uint16_t)below(c, 200),
+		};
 		memcpy(to + sizeof(struct vso_dgram), uri, uri_len);
 		n = sizeof(struct vso_dgram) + uri_len + below(c, 300);
+		break;
+	case VSO_DEST:
+		memcpy(to, uri, uri_len);
+		n = uri_len;
 		break;
 	case VSO_DATA:
 		n = below(c, 3000);
@@ -143,7 +150,7 @@ static void send_message(struct cursor *c)
 					  VSO_CONNECT, VSO_CONNECT, VSO_BIND, VSO_LISTEN, VSO_CLOSE, VSO_SETSOCKOPT, VSO_GETSOCKOPT };
 	uint32_t kind = below(c, 64), other = below(c, 8) ? 0 : below(c, PAIRS), slot, len;
 	struct vso_hdr h = {
-		.type = kind < 15 * 4 ? types[kind / 4] : (uint16_t)take(c, 1), .flow = some_id(c), .arg = below(c, 4),
+		.type = kind < 15 * 4 ? types[kind / 4] : kind < 62 ? (uint16_t)VSO_DEST : (uint16_t)take(c, 1), .flow = some_id(c), .arg = below(c, 4),
 		.buf_alloc = below(c, 4) ? 4096 : (uint32_t)odd_number(c), .fwd_cnt = below(c, 4) ? 0 : (uint32_t)odd_number(c),
 		.cookie = (uint32_t)take(c, 1),
 	};
@@ -194,7 +201,7 @@ static void check_message(int ring, const uint8_t *at, uint32_t len)
 	MUST(len >= sizeof(h), "%u bytes", len);
 	memcpy(&h, at, sizeof(h));
 	MUST(h.len == len - sizeof(h), "type %u announces %u bytes of %u", h.type, h.len, len);
-	MUST((h.type >= VSO_DATA && h.type <= VSO_PONG) || (h.type >= VSO_HELLO_REPLY && h.type <= VSO_SOCKOPT_REPLY), "type %u", h.type);
+	MUST((h.type >= VSO_DATA && h.type <= VSO_PONG) || (h.type >= VSO_HELLO_REPLY && h.type <= VSO_ERROR), "type %u", h.type);
 	MUST(h.type == VSO_HELLO_REPLY || h.type == VSO_PONG || h.flow || h.type >= VSO_CONNECT_REPLY, "type %u for flow 0", h.type);
 	if (h.type == VSO_ACCEPT) {
 		MUST(h.len >= sizeof(struct vso_accept), "%u bytes", h.len);
