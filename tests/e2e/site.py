@@ -151,8 +151,8 @@ def _local(stack: contextlib.ExitStack, kind: socket.SocketKind) -> socket.socke
 
 
 @contextlib.contextmanager
-def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1) -> Iterator[Site]:
-    """Set all of it up, and take it down."""
+def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1, disk: str = "") -> Iterator[Site]:
+    """Set all of it up, and take it down. ``disk``: made by make-guest-image."""
     with contextlib.ExitStack() as stack:
         www = folder / "www"
         www.mkdir()
@@ -179,5 +179,5 @@ def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1) -> Iterator[S
         policy = folder / "policy.toml"
         policy.write_text(_policy(ports, published))
         backend = stack.enter_context(Backend(folder, "offload", "--policy", policy, "--name", "vm1", "--pairs", str(pairs)))
-        vm = stack.enter_context(Vm(folder, initramfs, "--socket", backend.socket, "--pairs", str(pairs), *boot))
+        vm = stack.enter_context(Vm(folder, initramfs, "--socket", backend.socket, "--pairs", str(pairs), *boot, disk=disk))
         yield Site(folder, backend, vm, own, dns, published)
