@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Debian's dig and glibc's resolver in a guest without a NIC ask a name server of the host (busybox's nslookup: test_offload.py)."""
+"""Debian's dig and glibc's resolver in a guest without a NIC ask a name server of the host."""
 
 from __future__ import annotations
 
