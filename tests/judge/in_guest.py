@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Run tests of CPython's own suite, in the guest, and write what became of each.
 
-Usage: in_guest.py RESULTS SECONDS NAME...   where a NAME is test.test_poll, test.test_socket.BasicTCPTest, ...
+Usage: in_guest.py RESULTS SECONDS NAME...   where a NAME is test.test_poll, test.test_socket.BasicTCPTest, ..., or a pattern
+of tests of one module, such as test.test_socket.*TCP*
 
 RESULTS gets a JSON line when a test starts ({"start": ID}) and one when it ends ({"test": ID, "outcome": OUTCOME, "why": ...}):
 ok, skip, fail, hang (no end within SECONDS) or crash. A test that hangs or crashes takes its process with it, so the tests run
@@ -13,14 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fnmatch
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import traceback
 import unittest
+from collections.abc import Callable
 from typing import Any
 
 PATIENCE = {"LOOPBACK_TIMEOUT": 60.0, "INTERNET_TIMEOUT": 60.0, "SHORT_TIMEOUT": 120.0, "LONG_TIMEOUT": 600.0}
@@ -85,13 +89,13 @@ class Results(unittest.TestResult):
         self.failed.append("unexpected success")
 
 
-def without(suite: unittest.TestSuite, done: set[str]) -> unittest.TestSuite:
-    """The tests that were not run yet."""
+def only(suite: Any, wanted: Callable[[str], Any]) -> unittest.TestSuite:
+    """The tests whose names are wanted."""
     left = unittest.TestSuite()
     for test in suite:
         if isinstance(test, unittest.TestSuite):
-            left.addTest(without(test, done))
-        elif test.id() not in done:
+            left.addTest(only(test, wanted))
+        elif wanted(test.id()):
             left.addTest(test)
     return left
 
@@ -100,11 +104,17 @@ def child(path: str, seconds: float, names: list[str]) -> None:
     support: Any = importlib.import_module("test.support")
     for name, value in PATIENCE.items():
         setattr(support, name, value)
-    support.use_resources = ["cpu", "subprocess", "walltime"]  # not the Internet, nor gigabytes of disk
+    support.use_resources = ["cpu", "network", "subprocess", "walltime"]  # no gigabytes of disk
     done = {line["test"] for line in read(path) if "test" in line}
-    suite = unittest.defaultTestLoader.loadTestsFromNames(names)
+    suite = unittest.TestSuite()
+    for name in names:
+        if "*" in name:
+            module = unittest.defaultTestLoader.loadTestsFromName(".".join(name.split(".")[:2]))
+            suite.addTest(only(module, re.compile(fnmatch.translate(name)).fullmatch))
+        else:
+            suite.addTest(unittest.defaultTestLoader.loadTestsFromName(name))
     results = Results(path, seconds, done)
-    without(suite, done).run(results)
+    only(suite, lambda test: test not in done).run(results)
     results.write(end=True)
 
 
