@@ -223,6 +223,8 @@ static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs
 		return;
 	}
 	f->dgram = dgram;
+	if (o.sndbuf)	/* the window is the application's send buffer: what it bounds, we do not take beyond */
+		f->buf_alloc = MIN(o.sndbuf < VSE_WINDOW_MIN ? VSE_WINDOW_MIN : o.sndbuf, e->config.buf_alloc);
 	f->pending = connect ? VSE_EV_CONNECT : VSE_EV_BIND;
 	f->cookie = h->cookie;
 	if (connect && !dgram) {

@@ -52,6 +52,7 @@ enum {
 	VSE_SCRATCH = 65536 + 512,	/* the largest datagram with its header and URI */
 	VSE_LINGER_MAX = 1024,		/* closed flows whose last bytes still wait for the host; one more aborts the oldest */
 	VSE_LINGER_MS = 60000,		/* config.linger_ms unless set: the kernel's tcp_fin_timeout */
+	VSE_WINDOW_MIN = 4096,		/* bytes of a flow's window, however small the application's SO_SNDBUF */
 	VSE_RETRY_MS = 100,		/* a listener that found no fd or no free flow tries again after this, or when a flow ends */
 	VSE_DEST_MAX = 64,		/* destinations a datagram flow remembers */
 	VSE_PEERS_MAX = 1024,		/* and one that the guest's server bound: clients that can still be answered */

@@ -276,6 +276,10 @@ u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *
 
 	if (sock_flag(sk, SOCK_KEEPOPEN))
 		vso_opt_put(&b, SOL_SOCKET, SO_KEEPALIVE, 1);
+	if (sk->sk_userlocks & SOCK_SNDBUF_LOCK)	/* the kernel keeps twice what setsockopt() said */
+		vso_opt_put(&b, SOL_SOCKET, SO_SNDBUF, READ_ONCE(sk->sk_sndbuf) / 2);
+	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK)
+		vso_opt_put(&b, SOL_SOCKET, SO_RCVBUF, READ_ONCE(sk->sk_rcvbuf) / 2);
 	if (bind && sk->sk_reuse)
 		vso_opt_put(&b, SOL_SOCKET, SO_REUSEADDR, 1);
 	if (bind && sk->sk_reuseport)

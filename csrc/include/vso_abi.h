@@ -176,7 +176,7 @@ struct vso_open {			/* 56 bytes; then uri_len, local_len, opts_len, name_len byt
 	vso_le32 uid;			/* the caller's fsuid in the initial user namespace */
 	vso_le32 pid;			/* tgid in the initial pid namespace, 0 if unknown */
 	char comm[VSO_COMM_LEN];	/* task name, NUL-padded */
-	vso_le32 sndbuf;		/* the application's SO_SNDBUF/SO_RCVBUF, 0: default */
+	vso_le32 sndbuf;		/* the application's SO_SNDBUF (bounds the device's window) and SO_RCVBUF, 0: default */
 	vso_le32 rcvbuf;
 	vso_le16 name_len;		/* VSO_F_NETNS: the name that the guest gave the namespace, 0: none */
 	vso_le16 reserved0;

@@ -158,3 +158,21 @@ def test_events_tell_the_story_of_a_flow_and_no_byte_needs_one(engine: EngineUnd
         assert (ended.flow, ended.error, ended.to_host, ended.to_guest) == (flow.id, 0, 100000, 50000)
         assert engine.stats.events == 3  # HELLO, CONNECT, ENDED
         assert (engine.stats.to_host, engine.stats.to_guest) == (100000, 50000)
+
+
+def test_the_window_is_no_larger_than_the_send_buffer_of_the_application(engine: EngineUnderTest) -> None:
+    with host_listener() as (listener, uri):
+        for sndbuf, window in ((0, 262144), (8192, 8192), (1, 4096), (1 << 30, 262144)):
+            flow = engine.driver.connect(uri, sndbuf=sndbuf)
+            assert flow.peer_alloc == window
+            host, _ = listener.accept()
+            with host:
+                flow.close()
+
+
+def test_accepted_flows_inherit_the_window_of_their_listener(engine: EngineUnderTest) -> None:
+    flow = engine.driver.bind("tcp://127.0.0.1:0", sndbuf=8192)
+    flow.listen(1)
+    address, port = flow.local.removeprefix("tcp://").split(":")
+    with socket.create_connection((address, int(port)), 30):
+        assert flow.accept().peer_alloc == 8192
