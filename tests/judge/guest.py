@@ -41,6 +41,7 @@ class JudgeGuest:
         self.versions = versions  # of the packages, a line each
         self._runs = 0
         vm.run("cat >/tmp/in_guest.py", input=IN_GUEST.read_bytes())
+        vm.run("ln -sf /proc/self/fd /dev/fd; ln -sf fd/0 /dev/stdin; ln -sf fd/1 /dev/stdout; ln -sf fd/2 /dev/stderr")
 
     def run(self, how: str, names: Sequence[str], *, seconds: int, within: int,
             seen: Callable[[Outcome], None] = lambda outcome: None) -> dict[str, Outcome]:  # fmt: skip
