@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.vm import Backend, Program, Vm
+from tests.e2e.conftest import whole_initramfs
+from tests.e2e.vm import Backend, Program, Vm, script
 from vhostsock.testing.guest import Result
 
 POLICY = """
@@ -52,9 +53,14 @@ class Place:
         return self.inside(f"wget -q -O - http://{address}/page 2>&1", name=name, check=False).text
 
 
-@pytest.fixture(scope="module")
-def place(initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+NEWER = [pytest.param(suite, marks=pytest.mark.foreign) for suite in ("trixie", "trixie-backports")]
+
+
+@pytest.fixture(scope="module", params=["bookworm", *NEWER])
+def place(request: pytest.FixtureRequest, initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder: Path = tmp_path_factory.mktemp("namespaces")
+    kernel = script("fetch-kernel", request.param)
+    root = initramfs if request.param == "bookworm" else whole_initramfs(folder, request.param)
     (folder / "page").write_text("served")
     server = [sys.executable, "-u", "-m", "http.server", "--bind", "127.0.0.1", "--directory", str(folder), "0"]
     with Program(folder / "web.log", server) as web:
@@ -62,7 +68,7 @@ def place(initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         policy.write_text(POLICY.format(port=web.await_log(r" port (\d+)")[1]))
         with (
             Backend(folder, "offload", "--policy", policy, "--name", "vm1") as backend,
-            Vm(folder, initramfs, "--socket", backend.socket) as vm,
+            Vm(folder, root, "--kernel", kernel, "--socket", backend.socket) as vm,
         ):
             yield Place(backend, vm)
 

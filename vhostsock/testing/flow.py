@@ -88,13 +88,15 @@ def pack_options(options: Iterable[tuple[int, int, bytes]]) -> bytes:
 
 
 def pack_open(
-    uri: str | bytes, local: str | bytes = b"", options: bytes = b"", *, flags: int = 0, comm: bytes = b"test", **fields: Any
-) -> bytes:
-    """The payload of CONNECT and BIND."""
+    uri: str | bytes, local: str | bytes = b"", options: bytes = b"", *, flags: int = 0, comm: bytes = b"test", name: str = "",
+    **fields: Any,
+) -> bytes:  # fmt: skip
+    """The payload of CONNECT and BIND. ``name``: of the network namespace (with VSO_F_NETNS)."""
     uri = uri.encode() if isinstance(uri, str) else uri
     local = local.encode() if isinstance(local, str) else local
-    head = dict(uri_len=len(uri), local_len=len(local), opts_len=len(options), flags=flags, comm=comm) | fields
-    return pack("struct vso_open", **head) + uri + local + options
+    lengths = dict(uri_len=len(uri), local_len=len(local), opts_len=len(options), name_len=len(name))
+    head = lengths | dict(flags=flags, comm=comm) | fields
+    return pack("struct vso_open", **head) + uri + local + options + name.encode()
 
 
 class Flow:
