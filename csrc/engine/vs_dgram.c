@@ -438,7 +438,7 @@ const char *vse_dgram_name(struct vse_flow *f, const struct sockaddr_storage *ss
 			*len = d->uri_len;
 			return d->uri;
 		}
-		vse_uri_format(buf, "udp", ss);
+		vse_uri_format(buf, f->ping ? "icmp" : "udp", ss);
 		if (f->server && buf[0] && !sent)
 			remember(f, buf, ss, ss_len);
 	}

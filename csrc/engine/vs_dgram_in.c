@@ -128,7 +128,7 @@ static bool tell_error(struct vse_flow *f)
 	if (ee->ee_origin == SO_EE_ORIGIN_ICMP || ee->ee_origin == SO_EE_ORIGIN_ICMP6) {
 		if (from.ss_family == AF_INET || from.ss_family == AF_INET6)
 			((struct sockaddr_in *)&from)->sin_port = 0;	/* the same place in sockaddr_in6; what is there means nothing */
-		vse_uri_format(offender, "udp", &from);
+		vse_uri_format(offender, f->ping ? "icmp" : "udp", &from);
 	}
 	err = (struct vso_error){
 		.error = ee->ee_errno, .origin = ee->ee_origin, .icmp_type = ee->ee_type, .icmp_code = ee->ee_code, .info = ee->ee_info,

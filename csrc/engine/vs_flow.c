@@ -340,6 +340,8 @@ static int connected(struct vse_flow *f, int fd, const char *local, const char *
 		set_uri(&f->local, local);
 		set_uri(&f->peer, peer);
 		f->connected = !getpeername(fd, (struct sockaddr *)&ss, &len);
+		if (f->ping && !f->addr_only)	/* getpeername() says ENOTCONN of a peer without a port */
+			f->connected = !getsockname(fd, (struct sockaddr *)&ss, &len);
 		f->six = f->connected && vse_is_six(&ss);
 		vse_dgram_begin(f);
 	}

@@ -108,6 +108,8 @@ struct vse_flow {
 	char *local, *peer;		/* URIs as the guest knows them; kept for BOUND, LISTEN and DGRAM */
 
 	bool dgram;			/* by the URI's scheme */
+	bool ping;			/* datagrams: of ICMP echo */
+	bool addr_only;			/* datagrams: CONNECT asked for a socket without a peer */
 	bool server;			/* datagrams: opened by BIND; whoever sent to it may be answered */
 	bool seq;			/* messages, not a stream: SOCK_SEQPACKET */
 	bool greet;			/* CALLING: the host's end waits for "OK PORT" */

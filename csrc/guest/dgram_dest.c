@@ -79,7 +79,7 @@ static int vso_dest_ask(struct vso_sock *vs, const union vso_addr *a)
 {
 	struct vso_dests *dests = READ_ONCE(vs->dests) ? NULL : vso_dests_new();
 	char uri[VSO_URI_MAX + 1];
-	int err, len = vso_uri_format(uri, sizeof(uri), a, true);
+	int err, len = vso_uri_format(uri, sizeof(uri), a, vs->row->protocol);
 	u32 verdict;
 
 	if (mutex_lock_killable(&vs->req_mutex)) {

@@ -31,6 +31,8 @@ static struct vso_row vso_rows[] = {
 	{ .family = PF_INET6,	.type = SOCK_STREAM,	.protocol = IPPROTO_MPTCP },
 	{ .family = PF_INET,	.type = SOCK_DGRAM,	.protocol = IPPROTO_UDP },
 	{ .family = PF_INET6,	.type = SOCK_DGRAM,	.protocol = IPPROTO_UDP },
+	{ .family = PF_INET,	.type = SOCK_DGRAM,	.protocol = IPPROTO_ICMP },
+	{ .family = PF_INET6,	.type = SOCK_DGRAM,	.protocol = IPPROTO_ICMPV6 },
 };
 
 #define VSO_THUNKS(i)											\
@@ -61,6 +63,8 @@ VSO_THUNKS(2)
 VSO_THUNKS(3)
 VSO_THUNKS(4)
 VSO_THUNKS(5)
+VSO_THUNKS(6)
+VSO_THUNKS(7)
 
 #define VSO_THUNK(i)	{ vso_connect_##i, vso_bind_##i, vso_listen_##i, vso_sendmsg_##i, vso_recvmsg_##i }
 
@@ -71,7 +75,7 @@ static const struct {
 	int (*sendmsg)(struct socket *sock, struct msghdr *msg, size_t len);
 	int (*recvmsg)(struct socket *sock, struct msghdr *msg, size_t len, int flags);	/* datagrams only */
 } vso_thunks[] = {
-	VSO_THUNK(0), VSO_THUNK(1), VSO_THUNK(2), VSO_THUNK(3), VSO_THUNK(4), VSO_THUNK(5),
+	VSO_THUNK(0), VSO_THUNK(1), VSO_THUNK(2), VSO_THUNK(3), VSO_THUNK(4), VSO_THUNK(5), VSO_THUNK(6), VSO_THUNK(7),
 };
 
 static_assert(ARRAY_SIZE(vso_thunks) == ARRAY_SIZE(vso_rows));

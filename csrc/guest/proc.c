@@ -55,16 +55,16 @@ static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
 
 	if (!vs->attached || !net_eq(vs->net, seq_file_net(m)))
 		return;
-	vso_uri_format(local, sizeof(local), &vs->local, dgram);
+	vso_uri_format(local, sizeof(local), &vs->local, vs->row->protocol);
 	if (vs->state == VSO_ST_CONNECTED && vs->peer.sa.sa_family)
-		vso_uri_format(remote, sizeof(remote), &vs->peer, dgram);
+		vso_uri_format(remote, sizeof(remote), &vs->peer, vs->row->protocol);
 	else if (vs->state == VSO_ST_CONNECTING)
-		vso_uri_format(remote, sizeof(remote), &vs->target, dgram);
+		vso_uri_format(remote, sizeof(remote), &vs->target, vs->row->protocol);
 	vso_netns_name(vs->net, name);
 	rx = vs->state == VSO_ST_LISTENING ? vs->acceptq_len : vs->rx_bytes;
 	tx = vs->state == VSO_ST_LISTENING ? vs->buf_alloc : dgram ? 0 : vs->tx_cnt - vs->peer_fwd;
 	seq_printf(m, "%-5s %-10s %-32s %-32s %8u %8u %5u %8lu %08x %4u %8u %u:%s\n",
-		   dgram ? "udp" : vs->row->protocol == IPPROTO_MPTCP ? "mptcp" : "tcp", vso_state_name(vs->state), local, remote,
+		   vso_is_ping(vs->row->protocol) ? "icmp" : dgram ? "udp" : vs->row->protocol == IPPROTO_MPTCP ? "mptcp" : "tcp", vso_state_name(vs->state), local, remote,
 		   rx, tx, from_kuid_munged(seq_user_ns(m), vs->uid), vs->ino, vs->flow,
 		   (unsigned int)(vs->pair - vs->dev->pair), vs->rx_drops, vs->net->ns.inum, name);
 }

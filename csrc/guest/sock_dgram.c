@@ -28,12 +28,24 @@
 #define VSO_DGRAM6_MAX	65527
 #define VSO_NATIVELY	0x100000	/* more than any datagram has bytes: shall be sent natively */
 
+/* a destination needs a port, and an echo request must have none here, so that one destination has one name */
+static bool vso_dgram_port(const struct vso_row *row, union vso_addr *addr)
+{
+	if (!vso_is_ping(row->protocol))
+		return vso_addr_port(addr);
+	if (addr->sa.sa_family == AF_INET6)
+		addr->v6.sin6_port = 0;
+	else
+		addr->v4.sin_port = 0;
+	return true;
+}
+
 /* may this destination be the device's? */
 static bool vso_dgram_asks(const struct vso_row *row, struct sock *sk, const struct sockaddr *sa, int len, union vso_addr *addr)
 {
 	if (!vso_eligible(row, sk) || sk->sk_state == TCP_ESTABLISHED || sk->sk_userlocks & SOCK_BINDPORT_LOCK)
 		return false;
-	return vso_addr_copy(addr, sa, len, row->family) > 0 && vso_addr_port(addr) &&
+	return vso_addr_copy(addr, sa, len, row->family) > 0 && vso_dgram_port(row, addr) &&
 	       vso_addr_scope(sock_net(sk), addr) == VSO_SCOPE_REMOTE;
 }
 
@@ -163,7 +175,7 @@ static int vso_dgram_connect_here(struct vso_sock *vs, struct socket *sock, vso_
 		if (err)
 			return err;
 		vso_addr_copy(&addr, (void *)uaddr, len, vs->row->family);	/* BPF may have written another address */
-		where = vso_addr_port(&addr) ? vso_dest_where(vs, sk, &addr) : VSO_TO_NATIVE;
+		where = vso_dgram_port(vs->row, &addr) ? vso_dest_where(vs, sk, &addr) : VSO_TO_NATIVE;
 		if (where < 0)
 			return where;
 		if (where == VSO_TO_NATIVE && !vs->was_bound)
@@ -367,7 +379,7 @@ static struct vso_tx *vso_dgram_build(struct vso_sock *vs, struct msghdr *msg, s
 	u8 *p;
 
 	if (to)
-		n = vso_uri_format(uri, sizeof(uri), to, true);
+		n = vso_uri_format(uri, sizeof(uri), to, vs->row->protocol);
 	d.uri_len = cpu_to_le16(n);
 	tx = vso_tx_new(vs, VSO_DGRAM, 0, NULL, sizeof(d) + n + local + len, GFP_KERNEL_ACCOUNT);
 	if (!tx)
@@ -444,12 +456,15 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	err = -EOPNOTSUPP;
 	if (msg->msg_flags & (MSG_OOB | MSG_MORE))
 		goto out;
+	err = -EINVAL;
+	if (vso_is_ping(vs->row->protocol) && len < 8)
+		goto out;		/* the header of an echo request */
 	if (msg->msg_name) {
 		err = vso_addr_copy(&to, msg->msg_name, msg->msg_namelen, vs->row->family);
 		if (err < 0)
 			goto out;
 		err = -EINVAL;
-		if (!vso_addr_port(&to))
+		if (!vso_dgram_port(vs->row, &to))
 			goto out;
 	}
 	err = sock_error(sk);

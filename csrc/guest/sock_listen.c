@@ -106,7 +106,7 @@ int vso_undecided_bind(const struct vso_row *row, struct socket *sock, vso_socka
 	enum vso_scope scope;
 	int err, tries;
 
-	if (!vso_eligible(row, sk) || sk->sk_state != TCP_CLOSE || inet_sk(sk)->inet_num ||
+	if (vso_is_ping(row->protocol) || !vso_eligible(row, sk) || sk->sk_state != TCP_CLOSE || inet_sk(sk)->inet_num ||
 	    len < (int)sizeof(sa_family_t) || uaddr->sa_family != row->family ||
 	    vso_addr_copy(&addr, (void *)uaddr, len, row->family) < 0)
 		goto native;

@@ -63,7 +63,7 @@ struct vso_sock *vso_take(const struct vso_row *row, struct socket *sock)
 
 	if (!dev)
 		return NULL;
-	if (row->type == SOCK_DGRAM && !(dev->features & VSO_F_DGRAM)) {
+	if (row->type == SOCK_DGRAM && !(dev->features & (vso_is_ping(row->protocol) ? VSO_F_PING : VSO_F_DGRAM))) {
 		vso_dev_put(dev);
 		return NULL;
 	}
@@ -91,7 +91,7 @@ struct vso_sock *vso_take(const struct vso_row *row, struct socket *sock)
  */
 int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const union vso_addr *addr, u16 flags)
 {
-	bool dgram = vs->row->type == SOCK_DGRAM, opened = false;
+	bool opened = false;
 	struct sock *sk = sock->sk;
 	union vso_addr local = {};
 	struct vso_open *open;
@@ -103,12 +103,12 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 		return -ENOMEM;
 	open = (struct vso_open *)buf;
 	p = buf + sizeof(*open);
-	n = vso_uri_format(p, VSO_URI_MAX + 1, addr, dgram);
+	n = vso_uri_format(p, VSO_URI_MAX + 1, addr, vs->row->protocol);
 	open->uri_len = cpu_to_le16(n);
 	p += n;
 	if (type == VSO_CONNECT && inet_sk(sk)->inet_num &&
 	    vs->row->native->getname(sock, (struct sockaddr *)&local, 0) > 0) {
-		n = vso_uri_format(p, VSO_URI_MAX + 1, &local, dgram);
+		n = vso_uri_format(p, VSO_URI_MAX + 1, &local, vs->row->protocol);
 		open->local_len = cpu_to_le16(n);
 		p += n;
 	}

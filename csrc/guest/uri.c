@@ -65,9 +65,9 @@ __be16 vso_addr_port(const union vso_addr *addr)
  *
  * Return: its length, without the NUL that is written too.
  */
-int vso_uri_format(char *buf, size_t size, const union vso_addr *addr, bool dgram)
+int vso_uri_format(char *buf, size_t size, const union vso_addr *addr, int protocol)
 {
-	const char *scheme = dgram ? "udp" : "tcp";
+	const char *scheme = protocol == IPPROTO_UDP ? "udp" : vso_is_ping(protocol) ? "icmp" : "tcp";
 
 	if (addr->sa.sa_family == AF_INET)
 		return scnprintf(buf, size, "%s://%pI4:%u", scheme, &addr->v4.sin_addr, ntohs(addr->v4.sin_port));
@@ -113,9 +113,14 @@ int vso_uri_parse(const char *uri, size_t len, int family, union vso_addr *addr)
 	bool six;
 
 	memset(addr, 0, sizeof(*addr));
-	if (len < 7 || (memcmp(p, "tcp", 3) && memcmp(p, "udp", 3)))
+	if (len < 7)
 		return -EINVAL;
-	p += 3;
+	if (!memcmp(p, "icmp", 4))
+		p += 4;
+	else if (!memcmp(p, "tcp", 3) || !memcmp(p, "udp", 3))
+		p += 3;
+	else
+		return -EINVAL;
 	six = *p == '6';
 	p += six;
 	if (end - p < 3 || memcmp(p, "://", 3))

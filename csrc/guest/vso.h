@@ -74,7 +74,7 @@ union vso_addr {
  * struct vso_row - one entry of the kernel's protocol switch that we wrap
  * @family: PF_INET or PF_INET6
  * @type: SOCK_STREAM or SOCK_DGRAM
- * @protocol: IPPROTO_TCP, IPPROTO_UDP, IPPROTO_MPTCP
+ * @protocol: IPPROTO_TCP, IPPROTO_UDP, IPPROTO_MPTCP, IPPROTO_ICMP, IPPROTO_ICMPV6
  * @native: the table that was there
  * @undecided: @native with four operations replaced (datagrams: five); what new sockets get
  * @offloaded: our table
@@ -444,7 +444,13 @@ enum vso_scope {
 	VSO_SCOPE_REMOTE,
 };
 
-int vso_uri_format(char *buf, size_t size, const union vso_addr *addr, bool dgram);
+/* sockets of ICMP echo: datagrams without ports */
+static inline bool vso_is_ping(int protocol)
+{
+	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
+}
+
+int vso_uri_format(char *buf, size_t size, const union vso_addr *addr, int protocol);
 int vso_uri_parse(const char *uri, size_t len, int family, union vso_addr *addr);
 int vso_addr_copy(union vso_addr *to, const struct sockaddr *from, int len, int family);
 int vso_addr_len(const union vso_addr *addr);

@@ -125,7 +125,8 @@ enum {
 	 * driver asks for sockets of the initial one only. HELLO_REPLY may name a namespace for hairpin: of that one the driver offers
 	 * every address, loopback too, and binds nothing natively.
 	 */
-	VSO_F_NETNS = 8
+	VSO_F_NETNS = 8,
+	VSO_F_PING = 32			/* feature bit 5: datagram flows of ICMP echo (icmp, icmp6; the port is the identifier) */
 };
 
 /* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */

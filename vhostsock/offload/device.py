@@ -171,7 +171,8 @@ class OffloadDevice(EngineDevice):
                 raise
         except OSError as error:
             code = guest_errno(error)
-            self._refuse(flow, _OFFLOAD, code, f"offload {decision.target} {errno_name(code)} ({decision.why})")
+            text = f"offload {decision.target} {errno_name(code)} ({decision.why}): {error.strerror}"
+            self._refuse(flow, _OFFLOAD, code, text)
             return
         if not done:
             self._start(flow, decision, finish(request, sock))
@@ -219,7 +220,8 @@ class OffloadDevice(EngineDevice):
             self._adopt(flow, connection)
         except OSError as error:
             code = guest_errno(error)
-            self._refuse(flow, _OFFLOAD, code, f"{what} {errno_name(code)} {why} {1000 * self._age(flow):.1f} ms")
+            hint = f": {error.strerror}" if flow.uri.transport == "icmp" else ""
+            self._refuse(flow, _OFFLOAD, code, f"{what} {errno_name(code)} {why} {1000 * self._age(flow):.1f} ms{hint}")
         except Exception:
             log.exception("%s %s: handler %s failed", self.name, flow, decision.handler)
             self._refuse(flow, _OFFLOAD, errno.ECONNABORTED, f"{what} ECONNABORTED {why}")
@@ -235,7 +237,7 @@ class OffloadDevice(EngineDevice):
         assert self._engine is not None
         if connection.task:
             self._keep(connection.task, self._serving)
-        if flow.uri.transport == "udp":
+        if flow.uri.transport != "tcp":
             flow.family = connection.family  # of the addresses that it can send to
         try:
             taken = self._engine.connected(flow.handle, connection.detach(), str(connection.local), str(connection.peer))
@@ -261,7 +263,8 @@ class OffloadDevice(EngineDevice):
             self._adopt(flow, connection)
         except OSError as error:
             code = guest_errno(error)
-            self._refuse(flow, _OFFLOAD, code, f"offload {decision.target} {errno_name(code)} ({decision.why})")
+            text = f"offload {decision.target} {errno_name(code)} ({decision.why}): {error.strerror}"
+            self._refuse(flow, _OFFLOAD, code, text)
             return
         self._say(flow, f"offload datagrams -> {decision.target} ({decision.why})")
 
@@ -282,8 +285,8 @@ class OffloadDevice(EngineDevice):
 
     def _decide_destination(self, flow: Flow, asked: InetURI) -> tuple[bytes, int, int, str]:
         """The socket address, or the verdict and errno that refuse it, and why."""
-        if asked.transport != "udp":
-            return b"", _OFFLOAD, errno.EAFNOSUPPORT, "a stream's address"
+        if asked.transport != flow.uri.transport:
+            return b"", _OFFLOAD, errno.EAFNOSUPPORT, f"an address of {asked.transport}"
         decision = self.policy.decide(asked, flow.guest)
         if decision.action != "offload":
             return b"", _REFUSALS[decision.action], decision.errno, decision.why

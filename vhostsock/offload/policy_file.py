@@ -27,6 +27,7 @@ __all__ = ["load_policy", "parse_policy"]
 
 _SCHEMES: Final = {  # the transport's name stands for both families
     "tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6"), "tcp6": ("tcp6",), "udp6": ("udp6",),
+    "icmp": ("icmp", "icmp6"), "icmp6": ("icmp6",),
 }  # fmt: skip
 _ALL_SCHEMES: Final = frozenset(("tcp", "tcp6", "udp", "udp6"))
 _MAPPED: Final = Span.of_prefix("::ffff:0:0/96")
@@ -325,10 +326,11 @@ def _check_target(match: Match, handler: str, rewrite: Template | None) -> None:
     if handler == "unix" and rewrite is None:
         raise _Bad("handler", 'the unix handler needs a path; write rewrite = "unix:///run/name.sock"')
     for scheme in sorted(schemes):
-        transport = cast(Transport, scheme[:3])
-        if transport == "udp" and handler != "direct":
+        transport = cast(Transport, scheme.removesuffix("6"))
+        if transport != "tcp" and handler != "direct":
             raise _Bad("handler" if rewrite is None else "rewrite",
-                       f'handler {handler!r} serves streams, and the rule matches udp too; add scheme = "tcp" to its match')
+                       f'handler {handler!r} serves streams, and the rule matches {transport} too; '
+                       'add scheme = "tcp" to its match')
         if rewrite is None:
             continue
         address = IPv6Address("2001:db8::1") if scheme.endswith("6") else IPv4Address("192.0.2.1")
@@ -342,7 +344,7 @@ def _check_target(match: Match, handler: str, rewrite: Template | None) -> None:
             if target.transport != transport:
                 raise _Bad("rewrite", f'the rule matches {transport} and the target is {target.transport}; add scheme = '
                                       f'"{target.transport}" to its match')
-            if target.port == 0:
+            if target.port == 0 and transport != "icmp":
                 raise _Bad("rewrite", "port 0 cannot be connected to; write {port} for the guest's or a number 1..65535")
         elif not isinstance(target, UnixURI) or handler == "direct":
             raise _Bad("rewrite", f"handler {handler!r} cannot connect {target.scheme}")

@@ -4,6 +4,7 @@
 |-----------------|-------------------------------|------------------------------------------------------|
 | ``tcp``, ``udp``   | ``tcp://192.0.2.1:80``          | on the wire, in policies                             |
 | ``tcp6``, ``udp6`` | ``tcp6://2001:db8::1/80``, ``udp6://fe80::1%eth0/53`` | on the wire, in policies       |
+| ``icmp``, ``icmp6`` | ``icmp://192.0.2.1:0`` (the port: the identifier)     | on the wire                  |
 | ``ipx``           | ``ipx://network.node.socket``   | on the wire (parsed; no handler serves it)           |
 | ``unix``          | ``unix:///run/db.sock``         | in policies only: a rewriting target on the host     |
 | ``vsock``         | ``vsock://2:1234`` (CID, port)  | what a guest asks a vsock device for                 |
@@ -27,7 +28,7 @@ from typing import Any, Literal
 __all__ = ["URI", "InetURI", "IpxURI", "URIError", "UnixURI", "VsockURI", "parse", "parse_inet"]
 
 Address = IPv4Address | IPv6Address
-Transport = Literal["tcp", "udp"]
+Transport = Literal["tcp", "udp", "icmp"]
 
 UNIX_PATH_MAX = 107  # sun_path holds 108 bytes with the NUL, unix(7)
 _SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # an interface index, or a name (IFNAMSIZ - 1)
@@ -40,7 +41,10 @@ class URIError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class InetURI:
-    """A TCP or UDP endpoint over IPv4 or IPv6. An IPv6 scope is part of ``address``, as in the ipaddress module."""
+    """A TCP or UDP endpoint over IPv4 or IPv6, or one of ICMP echo, whose port is the identifier.
+
+    An IPv6 scope is part of ``address``, as in the ipaddress module.
+    """
 
     transport: Transport
     address: Address
@@ -62,6 +66,13 @@ class InetURI:
     def plain(self) -> Address:
         """The address without its scope: what rules are matched against."""
         return IPv6Address(int(self.address)) if isinstance(self.address, IPv6Address) else self.address
+
+    @property
+    def protocol(self) -> int:
+        """For socket(): 0, or that of ICMP echo."""
+        if self.transport != "icmp":
+            return 0
+        return socket.IPPROTO_ICMPV6 if self.address.version == 6 else socket.IPPROTO_ICMP
 
     def with_port(self, port: int) -> InetURI:
         return InetURI(self.transport, self.address, port)
@@ -221,7 +232,8 @@ def _vsock(rest: str, whole: str) -> VsockURI:
 
 
 _PARSERS: dict[str, Callable[[str, str], URI]] = {
-    "tcp": _v4("tcp"), "udp": _v4("udp"), "tcp6": _v6("tcp"), "udp6": _v6("udp"), "unix": _unix, "ipx": _ipx,
+    "tcp": _v4("tcp"), "udp": _v4("udp"), "tcp6": _v6("tcp"), "udp6": _v6("udp"), "icmp": _v4("icmp"), "icmp6": _v6("icmp"),
+    "unix": _unix, "ipx": _ipx,
     "vsock": _vsock,
 }  # fmt: skip
 

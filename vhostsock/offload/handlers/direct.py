@@ -24,12 +24,23 @@ def _inet_target(request: Request) -> InetURI:
     return request.target
 
 
+def _socket(target: InetURI) -> socket.socket:
+    """OSError; for an echo socket that this process may not have, it says where the permission is."""
+    try:
+        return socket.socket(target.family, target.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, target.protocol)
+    except PermissionError as error:
+        if target.transport != "icmp":
+            raise
+        why = "this process's groups are not in the host's sysctl net.ipv4.ping_group_range"
+        raise OSError(errno.EACCES, f"{os.strerror(errno.EACCES)} ({why})") from error
+
+
 class DirectHandler:
-    """tcp, tcp6, udp and udp6 targets. The guest's own bound address is not used: it is none of the host's."""
+    """tcp, tcp6, udp, udp6, icmp and icmp6 targets. The guest's own bound address is not used: it is none of the host's."""
 
     async def connect(self, request: Request) -> Connection:
         target = _inet_target(request)
-        sock = socket.socket(target.family, target.kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock = _socket(target)
         try:
             apply_options(sock, request.opts)
             await connect(sock, target.name())
@@ -49,13 +60,16 @@ def open_datagram(request: Request, make: Callable[[int, int], socket.socket] = 
     ``make`` makes it. OSError when the host cannot. Bound at once, to any free port, so that it has an address to show.
     """
     target = _inet_target(request)
-    sock = make(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    if target.transport == "icmp":
+        sock = _socket(target)
+    else:
+        sock = make(target.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        if target.family == socket.AF_INET6:
+        if target.family == socket.AF_INET6 and target.transport == "udp":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         apply_options(sock, request.opts)
         sock.bind(("::" if target.family == socket.AF_INET6 else "0.0.0.0", 0))
-        bound = InetURI.of_name("udp", sock.getsockname())
+        bound = InetURI.of_name(target.transport, sock.getsockname())
         # as on Linux, getsockname() of an unconnected socket shows the wildcard and the port
         asked = request.uri.plain if isinstance(request.uri, InetURI) else target.plain
         address = request.local.address if request.local else type(asked)(0)
@@ -63,4 +77,4 @@ def open_datagram(request: Request, make: Callable[[int, int], socket.socket] = 
     except BaseException:
         sock.close()
         raise
-    return Connection(sock, InetURI("udp", address, port), request.uri)
+    return Connection(sock, InetURI(target.transport, address, port), request.uri)
