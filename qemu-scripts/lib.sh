@@ -137,8 +137,12 @@ merge_usr() {
 }
 
 # in_root ROOT FOLDER... -- COMMAND...: runs COMMAND with ROOT (made by unpack_closure) as its root folder, where the FOLDERs of this system are
-# seen under their own names; /proc and /dev, too. Mounts are the command's own and go with it. Without root it takes a user namespace.
-in_root() {
+# seen under their own names; /proc and /dev, too, and a /tmp of its own. Mounts are the command's own and go with it. Without root it takes
+# a user namespace.
+in_root() { (exec_in_root "$@"); }
+
+# exec_in_root: the same, in place of the calling script
+exec_in_root() {
 	local root=$1
 	local -a folders=() how=(--mount --propagation private)
 	shift
@@ -148,10 +152,11 @@ in_root() {
 	need mount mount "shows them folders of this system"
 	((EUID == 0)) || how+=(--user --map-root-user)
 	# shellcheck disable=SC2016  # for the inner shell
-	unshare "${how[@]}" bash -c '
+	exec unshare "${how[@]}" bash -c '
 		set -e
 		root=$1 n=$2
 		shift 2
+		mount -t tmpfs tmp "$root/tmp"
 		for folder in "${@:1:n}" /proc /dev; do
 			mkdir -p "$root$folder"
 			mount --rbind "$folder" "$root$folder"
