@@ -170,6 +170,7 @@ int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops 
 	vso_list(vs, true);	/* before anybody can detach it */
 	spin_lock_bh(&vs->lock);
 	err = rhashtable_insert_fast(&vso_table, &vs->node, vso_table_params);
+	vso_race_atomic();
 	if (!err && cmpxchg(&sock->ops, from, &vs->row->offloaded) != from) {
 		rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
 		err = -EAGAIN;
@@ -215,6 +216,7 @@ void vso_detach(struct vso_sock *vs, const struct proto_ops *to)
 	vs->sock = NULL;
 	spin_unlock_bh(&vs->lock);
 
+	vso_race();
 	rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
 	vso_list(vs, false);
 	vso_sock_put(vs);

@@ -83,8 +83,10 @@ static int vso_bind_try(const struct vso_row *row, struct socket *sock, const un
 	if (IS_ERR(vs))
 		return PTR_ERR(vs);
 	err = vso_open_request(vs, sock, VSO_BIND, addr, 0);
+	vso_race();
 	if (!err)
 		err = vso_flow_wait(vs);
+	vso_race();
 	if (err == -ENODEV || (!err && vs->verdict == VSO_NATIVE))
 		err = 1;
 	else if (!err && vs->error)
@@ -211,7 +213,9 @@ static int vso_do_listen(struct vso_sock *vs, struct socket *sock, int backlog)
 	} else if (first) {
 		vso_carrier_pretend(vs, sk);
 	}
+	vso_race();
 	err = vso_flow_request(vs, VSO_LISTEN, max(backlog, 1), NULL, 0) ?: vso_flow_wait(vs);
+	vso_race();
 	if (!err && !vs->error && vs->verdict == VSO_OFFLOAD)
 		return 0;
 	if (err == -ENODEV || (!err && vs->verdict == VSO_NATIVE)) {

@@ -168,9 +168,12 @@ static int vso_commit_connect(const struct vso_row *row, struct socket *sock, vs
 {
 	int err;
 
+	vso_race();
 	if (cmpxchg(&sock->ops, &row->undecided, row->native) != &row->undecided)
 		return vso_again(sock, connect, uaddr, len, flags);
+	vso_race();
 	err = row->native->connect(sock, uaddr, len, flags);
+	vso_race();
 	if (err && READ_ONCE(sock->state) == SS_UNCONNECTED)
 		cmpxchg(&sock->ops, row->native, &row->undecided);
 	return err;
@@ -204,6 +207,7 @@ static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags,
 	if (!timeo)
 		return err;
 	wait = vso_wait_event(vs, sk, &timeo, vso_connect_done, 0, false);
+	vso_race();
 	if (wait)
 		return wait == -EAGAIN ? err : wait;
 	switch (READ_ONCE(vs->state)) {
@@ -241,8 +245,10 @@ static int vso_connect_start(struct vso_sock *vs, enum vso_state from, struct so
 	vs->target = *addr;
 	vs->target_len = vso_addr_len(addr);
 	spin_unlock_bh(&vs->lock);
+	vso_race();
 	sock->state = SS_CONNECTING;
 	err = vso_open_request(vs, sock, VSO_CONNECT, addr, 0);
+	vso_race();
 	if (err) {
 		/* nothing was asked: as if there were no device */
 		sock->state = SS_UNCONNECTED;
@@ -335,6 +341,7 @@ static int vso_disconnect(struct vso_sock *vs, struct socket *sock, vso_sockaddr
 	if (!vso_native_cancel(vs))
 		return vso_again(sock, connect, uaddr, len, flags);
 	vso_flow_close(vs, VSO_CLOSE_ABORT);
+	vso_race();
 	mutex_lock(&vs->req_mutex);	/* behind a listen() in another thread, which the closed flow ends */
 	vso_acceptq_flush(vs);
 	vso_carrier_unlisten(vs, sk);
@@ -430,6 +437,7 @@ void vso_native_work(struct work_struct *work)
 	spin_unlock_bh(&vs->lock);
 	if (sock) {
 		vso_flow_close(vs, 0);
+		vso_race();
 		sock->state = SS_UNCONNECTED;
 		err = row->native->connect(sock, (void *)&vs->target, vs->target_len, O_NONBLOCK);
 		if (err && err != -EINPROGRESS) {

@@ -462,8 +462,23 @@ void vso_proc_exit(void);
 const char *vso_state_name(enum vso_state state);
 void vso_show_fdinfo(struct seq_file *m, struct socket *sock);
 
+/*
+ * Places where another thread may come between two steps. Built with VSO_RACES (build-guest-module --races), a thread sometimes stays
+ * there a while, so that the tests' racing threads meet what they would meet once in a million times. Otherwise nothing.
+ */
+#ifdef VSO_RACES
+#include <linux/delay.h>
+#include <linux/random.h>
+
+#define vso_race_atomic()	do { if (get_random_u32() % 2) udelay(1000); } while (0)	/* where sleeping is not allowed */
+#define vso_race()		do { if (get_random_u32() % 2) usleep_range(50, 2000); } while (0)
+#else
+#define vso_race_atomic()	do { } while (0)
+#define vso_race()		do { } while (0)
+#endif
+
 /* an offloaded operation finds its state, or else the socket changed its table under us: then the new table serves the call */
-#define vso_again(sock, op, ...) (smp_load_acquire(&(sock)->ops)->op((sock), ##__VA_ARGS__))
+#define vso_again(sock, op, ...) ({ vso_race(); smp_load_acquire(&(sock)->ops)->op((sock), ##__VA_ARGS__); })
 
 /* the same for poll, which has queued the caller already */
 static inline __poll_t vso_again_poll(struct socket *sock, struct file *file)
