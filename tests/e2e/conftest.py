@@ -29,10 +29,13 @@ def stock_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
     return script("mkinitramfs", "-o", str(tmp_path_factory.mktemp("initramfs") / "stock.cpio"))
 
 
-def whole_initramfs(folder: Path, suite: str = "bookworm") -> str:
-    """A guest's root for that Debian suite's kernel: busybox, stock modules, our module, every program of tests/e2e/guest."""
+def whole_initramfs(folder: Path, suite: str = "bookworm", *build: str) -> str:
+    """A guest's root for that Debian suite's kernel: busybox, stock modules, our module, every program of tests/e2e/guest.
+
+    build: more options of build-guest-module.
+    """
     kernel = script("fetch-kernel", suite)
-    module = script("build-guest-module", "--suite", suite)
+    module = script("build-guest-module", "--suite", suite, *build)
     programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
     return script("mkinitramfs", "--kernel", kernel, "--module", module, *programs, "-o", str(folder / "root.cpio"))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import whole_initramfs
 from tests.e2e.site import Site, site
 from tests.e2e.vm import wait_until
 
@@ -19,6 +20,14 @@ def test_takeover_claims_hold(initramfs: str, tmp_path: Path, pairs: int, smp: s
         wait_until(lambda: place.backend.stats("vm1")["flows"] == 0, "the device has no flow")
         place.check("stream_check 10.0.0.5 7000 7001 10.66.0.0 80 13")
         assert not place.hwsock()  # the device may still linger for a peer that does not read
+
+
+def test_threads_that_linger_between_two_steps_hang_nobody(tmp_path: Path) -> None:
+    """The claims about races once more, with a module in which another thread comes between two steps far more often."""
+    races = "threads_that_race", "listener_that_changes_hands", "closing_while_connecting"
+    with site(tmp_path, whole_initramfs(tmp_path, "bookworm", "--races"), "--smp", "2", pairs=2) as place:
+        for claim in races:
+            place.check(f"CHECK_ONLY={claim} takeover_check 10.0.0.5 7000 fd00::5 7000 192.0.2.1")
 
 
 def _unplug(place: Site) -> None:
