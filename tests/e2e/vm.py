@@ -115,7 +115,8 @@ class Qmp:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(WITHIN)
         wait_until(lambda: self._socket.connect_ex(str(path)) == 0, f"QEMU listens on {path}")
-        self._stream = self._socket.makefile("rw")
+        # bytes, and for reading only: a text stream of both drops what it has read ahead whenever it writes, and events with it
+        self._stream = self._socket.makefile("rb")
         self._events: list[dict[str, Any]] = []
         self._read()
         self.execute("qmp_capabilities")
@@ -128,7 +129,7 @@ class Qmp:
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """The command's result; AssertionError with QEMU's words if it refuses."""
-        print(json.dumps({"execute": command, "arguments": arguments}), file=self._stream, flush=True)
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
         while True:
             message = self._read()
             if "event" in message:
