@@ -20,6 +20,7 @@ from vhostsock.testing.iommu import SHIFT, Iommu
 
 PAGE = mmap.PAGESIZE
 ROOM = 1 << 22
+NOWHERE = 1 << 50  # in no memory region
 
 
 class Behind(Upper):
@@ -98,13 +99,8 @@ async def test_a_ring_whose_memory_is_not_known_yet_holds_up_no_other() -> None:
 async def test_what_is_in_no_page_table_breaks_the_ring_that_refers_to_it() -> None:
     async with behind(Behind(2)) as frontend:
         await answered(frontend, index=0)
-        queue = frontend.queues[0]
-        queue.write_desc(queue.num - 1, 1 << 50, 4)
-        queue.offer(queue.num - 1)
-        queue.publish()
-        queue.kick()
-        await _broken(frontend, 0)
-        assert iommu_of(frontend).misses[-1] == (1 << 50, 1)
+        await _breaks_at(frontend, NOWHERE)
+        assert iommu_of(frontend).misses[-1] == (NOWHERE, 1)
         await answered(frontend, index=1)
 
 
@@ -122,6 +118,16 @@ async def test_what_may_not_be_accessed_is_not_accessed(perm: int, flags: int, w
         await _broken(frontend, 0)
         assert (page, wanted) in iommu_of(frontend).misses
         assert frontend.memory.read(page, 4) == bytes(4)
+
+
+async def _breaks_at(frontend: Frontend, iova: int) -> None:
+    """Ring 0 breaks when it refers to four bytes at ``iova``."""
+    queue = frontend.queues[0]
+    queue.write_desc(queue.num - 1, iova, 4)
+    queue.offer(queue.num - 1)
+    queue.publish()
+    queue.kick()
+    await _broken(frontend, 0)
 
 
 async def _broken(frontend: Frontend, index: int) -> None:
@@ -237,14 +243,10 @@ async def test_what_is_no_iotlb_message_is_refused() -> None:
 @in_loop
 async def test_an_entry_that_is_not_in_guest_memory_maps_nothing() -> None:
     async with behind(Behind()) as frontend:
-        iommu, queue = iommu_of(frontend), frontend.queues[0]
+        iommu = iommu_of(frontend)
         await answered(frontend)
-        await iommu.update(1 << 50, PAGE, 1 << 60, 3)
-        queue.write_desc(queue.num - 1, 1 << 50, 4)
-        queue.offer(queue.num - 1)
-        queue.publish()
-        queue.kick()
-        await _broken(frontend, 0)
+        await iommu.update(NOWHERE, PAGE, 1 << 60, 3)
+        await _breaks_at(frontend, NOWHERE)
 
 
 @in_loop
@@ -252,15 +254,10 @@ async def test_memory_that_is_unplugged_takes_its_translations_along() -> None:
     async with behind(Behind(), memory=[ROOM, 1 << 16]) as frontend:
         await answered(frontend)
         extra = frontend.memory.regions[1]
-        await iommu_of(frontend).update(1 << 50, PAGE, extra.uva, 3)
+        await iommu_of(frontend).update(NOWHERE, PAGE, extra.uva, 3)
         await frontend.remove_region(extra)
         await answered(frontend)
-        queue = frontend.queues[0]
-        queue.write_desc(queue.num - 1, 1 << 50, 4)
-        queue.offer(queue.num - 1)
-        queue.publish()
-        queue.kick()
-        await _broken(frontend, 0)
+        await _breaks_at(frontend, NOWHERE)
 
 
 @in_loop
@@ -270,7 +267,7 @@ async def test_more_pages_than_the_table_holds_are_asked_for_again() -> None:
         await answered(frontend)
         ring = len(iommu.misses)
         for page in range(2048):
-            await iommu.update((1 << 50) + page * PAGE, PAGE, frontend.memory.regions[0].uva, 3)
+            await iommu.update(NOWHERE + page * PAGE, PAGE, frontend.memory.regions[0].uva, 3)
         await answered(frontend)
         assert len(iommu.misses) > ring
 

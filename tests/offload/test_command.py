@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.aio import in_loop
+from tests.device_thread import PATIENCE
 from vhostsock.cli import main
 from vhostsock.offload import Guest, load_policy, parse_uri
 from vhostsock.testing.frontend import Frontend
 from vhostsock.testing.offload import OffloadDriver
 
-from .conftest import PATIENCE, accept, port_of
+from .conftest import accept, port_of
 
 COMMAND = (sys.executable, "-P", "-m", "vhostsock")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "policy.toml"

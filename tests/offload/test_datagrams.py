@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.device_thread import PATIENCE
 from vhostsock._core import lib
 from vhostsock.testing.offload import Refused
 
-from .conftest import PATIENCE, MakeGuest, port_of
+from .conftest import MakeGuest, port_of
 
 TO_SERVER = """
     [[rule]]

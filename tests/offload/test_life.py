@@ -11,9 +11,10 @@ from collections.abc import Awaitable
 
 import pytest
 
+from tests.device_thread import PATIENCE
 from vhostsock.offload import OffloadDevice, parse_policy
 
-from .conftest import PATIENCE, Guest, MakeGuest, accept, port_of, read_all, serving
+from .conftest import Guest, MakeGuest, accept, port_of, read_all, serving
 
 POLICY = '[[rule]]\nmatch = { address = "127.0.0.1" }\naction = "offload"\n'
 

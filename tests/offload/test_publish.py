@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.device_thread import PATIENCE
 from vhostsock._core import lib
 from vhostsock.testing.offload import Refused
 
-from .conftest import PATIENCE, MakeGuest, free_port, port_of, read_all
+from .conftest import MakeGuest, free_port, port_of, read_all
 
 ON = b"\1\0\0\0"
 REUSEADDR = (socket.SOL_SOCKET, socket.SO_REUSEADDR, ON)

@@ -1,60 +1,32 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A pretended guest in front of a real vsock device: real session, real rings, real engine, real sockets of this host.
 
-The device and its server run on an event loop in a thread, as they do in a process of their own; the test is the guest's driver
-on one side and the host's programs on the other.
+The test is the guest's driver on one side and the host's programs on the other; the device runs in a thread (device_thread).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from vhostsock.testing.frontend import Frontend, attach
+from tests.device_thread import PATIENCE, OnDeviceThread, device_thread
 from vhostsock.testing.packed import PackedQueue
 from vhostsock.testing.vsock import VsockDriver
 from vhostsock.vsock import VsockDevice
 
-T = TypeVar("T")
-PATIENCE = 30.0  # seconds for anything that must happen
 CID = 42
 
 
-class Guest(VsockDriver):
+class Guest(OnDeviceThread, VsockDriver):
     """The driver, and what a test wants to know of the device behind it."""
 
     device: VsockDevice
-    frontend: Frontend
-    loop: asyncio.AbstractEventLoop
     path: Path
-
-    def in_loop(self, call: Callable[[], T]) -> T:
-        """``call()`` on the device's thread."""
-
-        async def run() -> T:
-            return call()
-
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(PATIENCE)
-
-    def run(self, work: Any) -> Any:
-        """Await ``work`` on the device's thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(PATIENCE)
-
-    def until(self, condition: Callable[[], object]) -> None:
-        """Wait until ``condition()`` holds on the device's thread: it is looked at after everything that happens there."""
-
-        async def run() -> None:
-            while not condition():  # noqa: ASYNC110  every turn of the loop may have changed it, none tells
-                await asyncio.sleep(0)
-
-        asyncio.run_coroutine_threadsafe(asyncio.wait_for(run(), PATIENCE), self.loop).result(PATIENCE)
 
     def host_connects(self, port: int) -> socket.socket:
         """A client of the host that has asked for ``port`` of the guest and did not look at the answer yet."""
@@ -67,37 +39,10 @@ class Guest(VsockDriver):
 def serving(device: VsockDevice, driver: dict[str, Any], **frontend: Any) -> Iterator[Guest]:
     """A guest whose driver has started on ``device``."""
     options: dict[str, Any] = {"size": 128, "memory": (32 << 20,)} | frontend
-    started = threading.Event()
-    shared: dict[str, Any] = {}
-
-    async def serve() -> None:
-        done = shared["done"] = asyncio.Event()
-        try:
-            async with attach(device, **options) as frontend:
-                shared.update(frontend=frontend, loop=asyncio.get_running_loop())
-                started.set()
-                await done.wait()
-        except BaseException as error:
-            shared["error"] = error
-        finally:
-            started.set()
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="device")
-    thread.start()
-    try:
-        assert started.wait(PATIENCE)
-        if "error" in shared:
-            raise shared["error"]
-        guest = Guest(shared["frontend"].queues[:2], cid=CID, **driver)
-        guest.device, guest.frontend, guest.loop = device, shared["frontend"], shared["loop"]
+    with device_thread(device, **options) as there:
+        guest = Guest(there.frontend.queues[:2], cid=CID, **driver)
+        guest.device, guest.frontend, guest.loop = device, there.frontend, there.loop
         yield guest
-    finally:
-        if "loop" in shared:
-            shared["loop"].call_soon_threadsafe(shared["done"].set)
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-    if "error" in shared:
-        raise shared["error"]
 
 
 MakeGuest = Callable[..., Guest]
