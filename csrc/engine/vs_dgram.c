@@ -146,6 +146,16 @@ static bool same_addr(const struct sockaddr_storage *a, const struct sockaddr_st
 	       !memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof(a6->sin6_addr));
 }
 
+bool vse_dgram_sent_to(const struct vse_flow *f, const struct sockaddr_storage *ss)
+{
+	const struct vse_dest *d;
+
+	TAILQ_FOREACH(d, &f->dests, entry)
+		if (d->state == READY && same_addr(&d->addr, ss))
+			return true;
+	return false;
+}
+
 /* DEST was asked for this destination: say what became of it */
 static void dest_answer(struct vse_flow *f, struct vse_dest *d, uint32_t verdict, uint32_t error)
 {
@@ -236,6 +246,10 @@ static void host_send(struct vse_flow *f, const struct vse_dest *d, const struct
 	size_t plain;
 	int error = EMSGSIZE;
 
+	if (f->ipx) {
+		vse_ipx_send(f, d->uri, d->uri_len, how->tos, iov, cnt);
+		return;
+	}
 	if (d) {
 		msg.msg_name = (void *)&d->addr;
 		msg.msg_namelen = d->addr_len;
@@ -311,7 +325,7 @@ void vse_dgram_send(struct vse_flow *f, const struct vs_chain *c, const struct v
 	int cnt;
 
 	if (h->len < sizeof(dg) || vs_chain_read(c, sizeof(*h), &dg, sizeof(dg)) < sizeof(dg) || dg.uri_len > VSO_URI_MAX ||
-	    dg.uri_len > h->len - sizeof(dg) || !read_how(f, &dg, c, HEAD + dg.uri_len, h->len - sizeof(dg) - dg.uri_len, &how)) {
+	    dg.uri_len > h->len - sizeof(dg) || (f->ipx && !dg.uri_len) || !read_how(f, &dg, c, HEAD + dg.uri_len, h->len - sizeof(dg) - dg.uri_len, &how)) {
 		vse_flow_reset(f, EPROTO);
 		return;
 	}

@@ -194,6 +194,7 @@ int vse_ring_attach(struct vse_engine *e, uint32_t ring, struct vs_vq *vq, int k
 		r->broken = r->starved = r->dirty = false;
 		r->ready = true;	/* a kick may have come before */
 		vs_vq_disable_kick(vq);
+		vse_ipx_resume(e);
 	}
 	vse_unlock(e);
 	return rc;
@@ -232,6 +233,7 @@ static void kicked(struct vse_engine *e, uint32_t ring)
 	vs_vq_disable_kick(r->vq);
 	r->ready = true;
 	r->starved = false;
+	vse_ipx_resume(e);
 }
 
 static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
@@ -249,6 +251,8 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 		else if (slot == VSE_SLOT_WAKE) {
 			if (read(e->wake_fd, &count, sizeof(count)) < 0)
 				continue;
+		} else if (slot == VSE_SLOT_IPX) {
+			vse_ipx_turn(e);
 		} else if ((f = vse_flow_of(e, data)))	/* else: ended earlier in this batch */
 			vse_flow_ready(f, evs[i].events);
 	}
@@ -453,6 +457,7 @@ void vse_free(struct vse_engine *e)
 	if (e->pairs && e->slots)
 		vse_stop(e);
 	vse_events_free(e);
+	vse_ipx_close(e);
 	for (int i = 0; i < VSE_BATCH; i++)
 		if (e->batch[i])
 			vs_chain_free(e->batch[i]);

@@ -28,6 +28,7 @@
 
 /* cdef begin */
 
+enum { VSE_IPX_PEERS = 64 };	/* peers of an IPX node */
 enum { VSE_PAYLOAD_MAX = 1856 };	/* fits struct vso_open with both URIs, VSO_OPTS_MAX bytes of options and a namespace's name */
 
 enum vse_event_type {
@@ -130,6 +131,14 @@ int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const
  * serves its rings; -EAGAIN: it does not keep up; -ENFILE: max_flows.
  */
 int vse_call(struct vse_engine *e, int fd, uint32_t guest_port, bool greet, uint64_t *handle);
+/*
+ * IPX. The guest's node: fd is a UDP socket bound to an IPv4 address, the engine's in every case, for the life of the engine; peers are node
+ * addresses of 6 bytes each, who is sent broadcasts and heard. A BIND of an ipx URI is answered with a socket number (0: any that is free)
+ * in place of a descriptor; local has room for VSO_URI_MAX + 1 bytes and gets the address. -EADDRINUSE, -EINVAL: none is free, no node; as above.
+ * The address of vse_dgram_dest() says where a destination is, who is then heard, too.
+ */
+int vse_ipx_open(struct vse_engine *e, int fd, uint32_t network, const uint8_t *peers, uint32_t npeers);
+int vse_ipx_bound(struct vse_engine *e, uint64_t handle, uint16_t number, char *local);
 int vse_dup(struct vse_engine *e, uint64_t handle);	/* a duplicate of the flow's descriptor, the caller's; -ESTALE, -EBADF: none, -errno */
 int vse_reset_flow(struct vse_engine *e, uint64_t handle, uint32_t error);	/* RESET to the driver, RST on the host */
 /* every flow; quiet: no message, and the next driver must say HELLO first (the guest is gone) */

@@ -144,6 +144,7 @@ static void release(struct vse_flow *f, bool abort)
 	vse_listen_unstall(f);
 	vse_stream_free_wbuf(f);
 	vse_dgram_free(f);
+	vse_ipx_free(f);
 	vse_seq_free(f);
 	vse_flow_drop_fd(f, abort && f->state != ST_LISTEN && f->state != ST_BOUND);
 	f->readable = f->writable = false;

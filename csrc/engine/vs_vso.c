@@ -187,7 +187,7 @@ static int check_open(const struct vso_hdr *h, const uint8_t *payload, struct vs
 
 static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)
 {
-	bool connect = h->type == VSO_CONNECT, dgram, ping;
+	bool connect = h->type == VSO_CONNECT, dgram, ping, ipx;
 	uint32_t reply = connect ? VSO_CONNECT_REPLY : VSO_BIND_REPLY, opts_off;
 	struct vse_engine *e = p->e;
 	struct vse_flow *f = vse_flow_find(e, h->flow);
@@ -208,14 +208,16 @@ static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs
 	vs_chain_read(c, sizeof(*h), payload, MIN(h->len, sizeof(payload)));
 	error = check_open(h, payload, &o);
 	ping = !error && o.uri_len >= 4 && !memcmp(payload + sizeof(o), "icmp", 4);
-	dgram = ping || (!error && o.uri_len >= 3 && !memcmp(payload + sizeof(o), "udp", 3));
-	if (!error && ((f && f->dgram != dgram) || (o.flags & VSO_OPEN_ADDR_ONLY && !(dgram && connect))))
+	ipx = !error && o.uri_len >= 4 && !memcmp(payload + sizeof(o), "ipx:", 4);
+	dgram = ping || ipx || (!error && o.uri_len >= 3 && !memcmp(payload + sizeof(o), "udp", 3));
+	if (!error && ((f && (f->dgram != dgram || f->ipx != ipx)) || (o.flags & VSO_OPEN_ADDR_ONLY && !(dgram && connect)) ||
+		       (ipx && connect && e->features & VSO_F_IPX)))
 		error = EINVAL;
 	if (error) {
 		vse_vso_reply(p, NULL, reply, h->flow, h->cookie, VSO_OFFLOAD, (uint32_t)error, NULL, NULL);
 		return;
 	}
-	if (dgram && !(e->features & VSO_F_DGRAM)) {
+	if ((dgram && !(e->features & VSO_F_DGRAM)) || (ipx && !(e->features & VSO_F_IPX))) {
 		vse_vso_reply(p, NULL, reply, h->flow, h->cookie, VSO_NATIVE, 0, NULL, NULL);
 		return;
 	}
@@ -227,6 +229,7 @@ static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs
 	if (o.sndbuf)	/* the window is the application's send buffer: what it bounds, we do not take beyond */
 		f->buf_alloc = MIN(o.sndbuf < VSE_WINDOW_MIN ? VSE_WINDOW_MIN : o.sndbuf, e->config.buf_alloc);
 	f->ping = ping;
+	f->ipx = ipx;
 	f->addr_only = o.flags & VSO_OPEN_ADDR_ONLY;
 	f->pending = connect ? VSE_EV_CONNECT : VSE_EV_BIND;
 	f->cookie = h->cookie;

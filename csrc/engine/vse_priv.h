@@ -16,6 +16,7 @@
  *	vs_listen.c	listening flows, accepting, addresses as URIs
  *	vs_dgram.c	datagram flows to the host, the destination cache
  *	vs_dgram_in.c	and to the guest; errors of sent ones
+ *	vs_ipx.c	datagram flows of IPX, over one UDP socket
  *	vs_sockopt.c	the whitelist of socket options
  *
  * virtio-vsock (vsock_abi.h):
@@ -60,6 +61,7 @@ enum {
 	VSE_LOCALS = 8,			/* the host's addresses at which a datagram flow was reached: what it may send from */
 	VSE_DEST_HELD = 131072,		/* bytes of datagrams a flow may hold while Python decides */
 	VSE_FLOWS_CAP = 1 << 20,	/* config.max_flows may not be more */
+	VSE_IPX_IOV = 256,		/* pieces of memory that the payload of an IPX packet may lie in */
 };
 
 /* what an epoll event is about, in the low 24 bits of its data; a flow's handle has its slot there */
@@ -67,6 +69,7 @@ enum {
 #define VSE_SLOT_MASK	((1u << VSE_SLOT_BITS) - 1)
 #define VSE_SLOT_KICK	VSE_SLOT_MASK		/* ring number above */
 #define VSE_SLOT_WAKE	(VSE_SLOT_MASK - 1)
+#define VSE_SLOT_IPX	(VSE_SLOT_MASK - 2)
 
 /*
  * NEW       opened by the driver, waits for Python. No fd.
@@ -109,6 +112,9 @@ struct vse_flow {
 
 	bool dgram;			/* by the URI's scheme */
 	bool ping;			/* datagrams: of ICMP echo */
+	bool ipx;			/* datagrams: of IPX; no fd, the node's serves them all */
+	uint16_t ipx_number;		/* its socket number; 0: not bound */
+	struct vse_flow *ipx_next;
 	bool addr_only;			/* datagrams: CONNECT asked for a socket without a peer */
 	bool server;			/* datagrams: opened by BIND; whoever sent to it may be answered */
 	bool seq;			/* messages, not a stream: SOCK_SEQPACKET */
@@ -232,6 +238,7 @@ struct vse_engine {
 	uint64_t retry_at;		/* when stalled listeners try again; 0: none wait */
 	uint64_t reserved;		/* bytes of write buffers and held datagrams, bounded by buf_total */
 
+	struct vse_ipx *ipx;		/* the guest's node; NULL: it has none */
 	struct vse_evnode *ev_first, **ev_last;
 	uint32_t nevents;
 	struct vse_stats stats;
@@ -329,6 +336,7 @@ void vse_dgram_ask(struct vse_flow *f, const struct vs_chain *c, const struct vs
 /* the URI that the guest knows this address by; NULL: it has none. sent: it is where one went, not where one came from */
 const char *vse_dgram_name(struct vse_flow *f, const struct sockaddr_storage *ss, socklen_t ss_len, bool sent, char *buf, size_t *len);
 void vse_dgram_free(struct vse_flow *f);
+bool vse_dgram_sent_to(const struct vse_flow *f, const struct sockaddr_storage *ss);	/* or may, as Python said */
 
 /* vs_dgram_in.c */
 void vse_dgram_begin(struct vse_flow *f);
@@ -336,6 +344,13 @@ enum vse_turn vse_dgram_turn(struct vse_flow *f);
 void vse_dgram_failed(struct vse_flow *f, const char *uri, size_t uri_len, int error);	/* a call on the host's socket gave it */
 bool vse_local_known(const struct vse_flow *f, const struct in6_addr *local);
 bool vse_is_six(const struct sockaddr_storage *ss);
+
+/* vs_ipx.c */
+void vse_ipx_send(struct vse_flow *f, const char *uri, size_t uri_len, uint8_t type, const struct iovec *data, int cnt);
+void vse_ipx_turn(struct vse_engine *e);	/* the node's socket is readable */
+void vse_ipx_resume(struct vse_engine *e);	/* a ring may have chains again */
+void vse_ipx_free(struct vse_flow *f);		/* its number is free again */
+void vse_ipx_close(struct vse_engine *e);	/* the node, when no flow is left */
 
 /* vs_sockopt.c */
 void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload);

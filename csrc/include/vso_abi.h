@@ -126,7 +126,8 @@ enum {
 	 * every address, loopback too, and binds nothing natively.
 	 */
 	VSO_F_NETNS = 8,
-	VSO_F_PING = 32			/* feature bit 5: datagram flows of ICMP echo (icmp, icmp6; the port is the identifier) */
+	VSO_F_PING = 32,		/* feature bit 5: datagram flows of ICMP echo (icmp, icmp6; the port is the identifier) */
+	VSO_F_IPX = 64			/* feature bit 6: datagram flows of IPX, opened by BIND; vso_dgram.tos is the packet type, ttl the hops so far */
 };
 
 /* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */

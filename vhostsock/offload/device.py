@@ -25,7 +25,7 @@ from .._core import lib
 from ..errors import PolicyError, RequestError, UsageError
 from . import abi
 from . import uri as uris
-from .engine import Event
+from .engine import Engine, Event
 from .engine_device import EngineDevice
 from .errnos import errno_name, guest_errno
 from .flows import Flow, ended_text
@@ -33,8 +33,9 @@ from .hairpin import HostNamespace, finish
 from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
 from .handlers.direct import open_datagram
 from .handlers.listen import Listeners
+from .ipx import IpxNode
 from .policy import INITIAL, Decision, Guest, Policy
-from .uri import InetURI, IpxURI, URIError
+from .uri import URI, InetURI, IpxURI, URIError
 
 __all__ = ["OffloadDevice"]
 
@@ -80,6 +81,9 @@ class OffloadDevice(EngineDevice):
             limits["hairpin"] = self.policy.hairpin.netns
             HostNamespace().close()  # complains now
         self._namespace: HostNamespace | None = None  # of a session, if the policy has hairpin
+        table = self.policy.ipx_of(name)
+        self._ipx = IpxNode(table) if table else None
+        self._ipx_open = False  # the engine has its socket
         super().__init__(name, log, limits)
 
     async def connected(self) -> None:
@@ -89,6 +93,7 @@ class OffloadDevice(EngineDevice):
 
     async def disconnected(self) -> None:
         await super().disconnected()
+        self._ipx_open = False
         if self._namespace:
             self._namespace.close()
             self._namespace = None
@@ -124,6 +129,9 @@ class OffloadDevice(EngineDevice):
         if opened is None:
             return
         flow, wanted = opened
+        if not isinstance(flow.uri, InetURI):
+            self._refuse(flow, _OFFLOAD, errno.EINVAL, "EINVAL: a socket of IPX is bound, not connected", logging.WARNING)
+            return
         local = flow.listener.shown if flow.listener else None
         try:
             local = uris.parse_inet(wanted.local) if wanted.local else local
@@ -191,9 +199,8 @@ class OffloadDevice(EngineDevice):
             self._log(logging.WARNING, "#%d EINVAL: %s", event.flow, error)
             self._engine.refuse(event.handle, _OFFLOAD, errno.EINVAL)
             return None
-        if not isinstance(asked, InetURI):
-            kind = "no handler for ipx" if isinstance(asked, IpxURI) else "no address of a guest"
-            self._log(logging.INFO, "#%d %s native (%s)", event.flow, asked, kind)
+        if not isinstance(asked, InetURI | IpxURI):
+            self._log(logging.INFO, "#%d %s native (no address of a guest)", event.flow, asked)
             self._engine.refuse(event.handle, lib.VSO_NATIVE, 0)
             return None
         flow = self._flows.get(event.handle)
@@ -276,17 +283,22 @@ class OffloadDevice(EngineDevice):
         address, verdict, code, why = b"", _OFFLOAD, errno.EINVAL, "no such address"
         try:
             if flow is not None:
-                address, verdict, code, why = self._decide_destination(flow, uris.parse_inet(text))
+                asked = uris.parse(text)
+                if str(asked) != text and isinstance(asked, IpxURI):  # the engine reads it, and knows one text for one address
+                    raise URIError(f"write {asked}")
+                address, verdict, code, why = self._decide_destination(flow, asked)
         except (URIError, OSError) as error:
             code, why = guest_errno(error) if isinstance(error, OSError) else errno.EINVAL, str(error)
         self._engine.destination(event.handle, text, address, verdict, code)
         outcome = "native" if verdict == lib.VSO_NATIVE else f"refused, {errno_name(code)}" if code else "offload"
         self._log(logging.INFO if code else logging.DEBUG, "#%d datagrams to %r %s (%s)", event.flow, text, outcome, why)
 
-    def _decide_destination(self, flow: Flow, asked: InetURI) -> tuple[bytes, int, int, str]:
+    def _decide_destination(self, flow: Flow, asked: URI) -> tuple[bytes, int, int, str]:
         """The socket address, or the verdict and errno that refuse it, and why."""
-        if asked.transport != flow.uri.transport:
-            return b"", _OFFLOAD, errno.EAFNOSUPPORT, f"an address of {asked.transport}"
+        if isinstance(flow.uri, IpxURI) and isinstance(asked, IpxURI) and self._ipx:
+            return self._ipx.decide(asked, flow.guest, self.policy)
+        if not isinstance(asked, InetURI) or asked.transport != flow.uri.transport:
+            return b"", _OFFLOAD, errno.EAFNOSUPPORT, f"an address of {asked.scheme}"
         decision = self.policy.decide(asked, flow.guest)
         if decision.action != "offload":
             return b"", _REFUSALS[decision.action], decision.errno, decision.why
@@ -300,6 +312,9 @@ class OffloadDevice(EngineDevice):
             return
         flow, wanted = opened
         assert self._engine is not None
+        if isinstance(flow.uri, IpxURI):
+            self._bind_ipx(flow, flow.uri, self._engine)
+            return
         v6only = bool(wanted.option(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
         try:
             decision = self.policy.decide_bind(flow.uri, flow.guest, v6only=v6only)
@@ -329,6 +344,28 @@ class OffloadDevice(EngineDevice):
             self._say(flow, f"publish as {listener.host} {errno_name(error.errno or errno.EIO)}", level=logging.WARNING)
         if flow.open:
             self._say(flow, f"published as {listener.host} ({decision.why})")
+        else:
+            self._forget(flow)
+
+    def _bind_ipx(self, flow: Flow, asked: IpxURI, engine: Engine) -> None:
+        if not self._ipx or flow.guest.netns != INITIAL:
+            why = f"no [[ipx]] of {self.policy.file} names this device" if not self._ipx else "another namespace"
+            self._refuse(flow, lib.VSO_NATIVE, 0, f"native ({why})", level=logging.DEBUG)
+            return
+        text = ""
+        try:
+            self._ipx.check_local(asked)
+            if not self._ipx_open:
+                engine.ipx_open(self._ipx.socket(), self._ipx.network, self._ipx.peers)
+                self._ipx_open = True
+            text = engine.ipx_bound(flow.handle, asked.socket) or ""
+        except OSError as error:
+            code = guest_errno(error)
+            self._refuse(flow, _OFFLOAD, code, f"{errno_name(code)} ({self._ipx}): {error.strerror}", logging.WARNING)
+            return
+        flow.open = bool(text)
+        if flow.open:
+            self._say(flow, f"bound as {text}, over {self._ipx.listen} ({self._ipx})")
         else:
             self._forget(flow)
 

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from .._core import ffi, lib
@@ -18,7 +18,7 @@ from ..errors import UsageError
 
 __all__ = ["EVENT_NAMES", "Engine", "Event", "Stats"]
 
-FEATURES: Final = lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING
+FEATURES: Final = lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING | lib.VSO_F_IPX
 BATCH: Final = 64  # events taken in one call
 EVENT_NAMES: Final[dict[int, str]] = {
     number: name.removeprefix("VSE_EV_") for number, name in ffi.typeof("enum vse_event_type").elements.items()
@@ -156,6 +156,21 @@ class Engine:
         if code:
             raise OSError(-code, os.strerror(-code))
         return int(handle[0])
+
+    def ipx_open(self, sock: socket.socket, network: int, peers: Sequence[int]) -> None:
+        """Make the guest a node of IPX, reached at ``sock`` (UDP, bound to an IPv4 address), which is the engine's from now on.
+        ``peers``: nodes that are heard and get broadcasts. OSError."""
+        nodes = b"".join(peer.to_bytes(6, "big") for peer in peers)
+        code = lib.vse_ipx_open(self._engine, sock.detach(), network, nodes, len(peers))
+        if code:
+            raise OSError(-code, os.strerror(-code))
+
+    def ipx_bound(self, handle: int, number: int) -> str | None:
+        """Answer a BIND of IPX with a socket number (0: a free one); the address. None: the flow is gone. OSError: it failed,
+        and the request was answered so."""
+        local = ffi.new("char[]", lib.VSO_URI_MAX + 1)
+        taken = self._answered(handle, lib.vse_ipx_bound(self._engine, handle, number, local))
+        return ffi.string(local).decode() if taken else None
 
     def duplicate(self, handle: int) -> socket.socket:
         """The host's socket of a flow once more, for the caller. OSError: it has none (any more)."""

@@ -17,7 +17,7 @@ from .errnos import errno_name
 from .handlers.base import Connection
 from .handlers.listen import Listener
 from .policy import INITIAL, Guest
-from .uri import InetURI
+from .uri import InetURI, IpxURI
 
 __all__ = ["Flow", "ended_text"]
 
@@ -28,7 +28,7 @@ class Flow:
 
     handle: int
     id: int
-    uri: InetURI
+    uri: InetURI | IpxURI
     guest: Guest
     since: float  # time.monotonic() of the request
     open: bool = False

@@ -28,7 +28,9 @@ from . import uri as uris
 from .errnos import errno_name
 from .uri import URI, Address, InetURI, URIError
 
-__all__ = ["INITIAL", "BindDecision", "Decision", "Guest", "Hairpin", "Match", "Policy", "Publish", "Rule", "Span", "Template"]
+__all__ = [
+    "INITIAL", "BindDecision", "Decision", "Guest", "Hairpin", "Ipx", "Match", "Policy", "Publish", "Rule", "Span", "Template",
+]  # fmt: skip
 
 Action = Literal["offload", "native", "deny"]
 
@@ -237,6 +239,22 @@ class Hairpin:
 
 
 @dataclass(frozen=True, slots=True)
+class Ipx:
+    """One ``[[ipx]]``: a guest as a node of IPX network ``network``. ``listen`` is the UDP address of the host where the node
+    is reached, ``peers`` those of the nodes that are sent to and heard without a rule, and that get broadcasts."""
+
+    number: int
+    where: str
+    network: int
+    listen: InetURI
+    peers: tuple[InetURI, ...] = ()
+    devices: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"ipx {self.number} at {self.where}"
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """The verdict on a connect or a datagram destination: ``errno`` for deny; handler, target and timeout for offload."""
 
@@ -273,6 +291,11 @@ class Policy:
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT
     file: str = "the closed policy"
     hairpin: Hairpin | None = None
+    ipx: tuple[Ipx, ...] = ()
+
+    def ipx_of(self, device: str) -> Ipx | None:
+        """The table that makes this device a node of IPX; None: its guest has no IPX network."""
+        return next((i for i in self.ipx if i.devices is None or any(fnmatchcase(device, name) for name in i.devices)), None)
 
     def decide(self, asked: InetURI, guest: Guest) -> Decision:
         """The verdict on connecting or sending to ``asked``. URIError when the rule's target makes no URI for it."""

@@ -17,17 +17,18 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, cast
 
+from .._core import lib
 from ..errors import PolicyError
 from .errnos import errno_number
-from .policy import Action, Guest, Hairpin, Match, Policy, Publish, Rule, Span, Template, range_text
+from .policy import Action, Guest, Hairpin, Ipx, Match, Policy, Publish, Rule, Span, Template, range_text
 from .toml_lines import Lines
-from .uri import InetURI, Transport, UnixURI, URIError, parse_inet
+from .uri import IPX_UDP_PORT, InetURI, Transport, UnixURI, URIError, parse_inet
 
 __all__ = ["load_policy", "parse_policy"]
 
 _SCHEMES: Final = {  # the transport's name stands for both families
     "tcp": ("tcp", "tcp6"), "udp": ("udp", "udp6"), "tcp6": ("tcp6",), "udp6": ("udp6",),
-    "icmp": ("icmp", "icmp6"), "icmp6": ("icmp6",),
+    "icmp": ("icmp", "icmp6"), "icmp6": ("icmp6",), "ipx": ("ipx",),
 }  # fmt: skip
 _ALL_SCHEMES: Final = frozenset(("tcp", "tcp6", "udp", "udp6"))
 _MAPPED: Final = Span.of_prefix("::ffff:0:0/96")
@@ -191,6 +192,26 @@ def _template(key: str, value: Any) -> Template:
         raise _Bad(key, str(error)) from None
 
 
+def _network(key: str, value: Any) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{8}", value) or value.lower() in ("00000000", "ffffffff"):
+        raise _Bad(key, f'{value!r} is no network number; write its 8 hexadecimal digits in quotes, such as "000000a1"')
+    return int(value, 16)
+
+
+def _udp(key: str, value: Any) -> InetURI:
+    """The UDP address of a node; the port may be missing."""
+    text = _string(key, value)
+    try:
+        uri = parse_inet(f"{text}:{IPX_UDP_PORT}" if re.fullmatch(r"udp://[^:/]+", text) else text)
+    except URIError as error:
+        raise _Bad(key, str(error)) from None
+    address = uri.address
+    if uri.scheme != "udp" or not uri.port or address.is_unspecified or address.is_multicast or int(address) == 0xFFFFFFFF:
+        raise _Bad(key, f'{text!r} is no place of a node; write "udp://10.0.0.1", an IPv4 address of one host, with ":port" '
+                        f"if it is not {IPX_UDP_PORT}")
+    return uri
+
+
 def _action(key: str, value: Any) -> str:
     return _choice(key, value, ["offload", "native", "deny"])
 
@@ -218,6 +239,7 @@ def _match(key: str, value: Any) -> Match:
 _TOP_KEYS: Final[Mapping[str, Parser]] = {
     "default": _default, "errno": _errno, "connect_timeout": _seconds,
     "rule": lambda key, value: value, "publish": lambda key, value: value, "hairpin": lambda key, value: value,
+    "ipx": lambda key, value: value,
 }  # fmt: skip
 _RULE_KEYS: Final[Mapping[str, Parser]] = {
     "match": _match, "action": _action, "handler": _string, "rewrite": _template, "errno": _errno, "connect_timeout": _seconds,
@@ -225,6 +247,10 @@ _RULE_KEYS: Final[Mapping[str, Parser]] = {
 }  # fmt: skip
 _PUBLISH_KEYS: Final[Mapping[str, Parser]] = {
     "guest": _string, "host": _string, "device": _devices, "netns": _namespaces, "comment": _string,
+}  # fmt: skip
+_IPX_KEYS: Final[Mapping[str, Parser]] = {
+    "network": _network, "listen": _udp, "peers": lambda key, value: tuple(_udp(key, item) for item in _nonempty(key, value)),
+    "device": _devices, "comment": _string,
 }  # fmt: skip
 _HAIRPIN_KEYS: Final[Mapping[str, Parser]] = {"netns": _netns, "comment": _string}
 
@@ -270,7 +296,7 @@ class _Reader:
             found = _fields(document, _TOP_KEYS)
             if "errno" in found and found.get("default") != "deny":
                 raise _Bad("errno", 'has no meaning without default = "deny"')
-            for name in ("rule", "publish"):
+            for name in ("rule", "publish", "ipx"):
                 if not isinstance(found.get(name, []), list) or not all(isinstance(t, dict) for t in found.get(name, [])):
                     raise _Bad(name, f"write each as a table of its own, under the line [[{name}]]")
             if not isinstance(found.get("hairpin", {}), dict):
@@ -283,7 +309,8 @@ class _Reader:
         default = cast(Action, found.get("default", "native"))
         number: int = found.get("errno", errno.EACCES) if default == "deny" else 0
         timeout = {"connect_timeout": found["connect_timeout"]} if "connect_timeout" in found else {}
-        return Policy(tuple(rules), tuple(publishes), default, number, file=self.file, hairpin=hairpin, **timeout)
+        ipx = tuple(self.tables("ipx", found.get("ipx", []), _ipx))
+        return Policy(tuple(rules), tuple(publishes), default, number, file=self.file, hairpin=hairpin, ipx=ipx, **timeout)
 
     def hairpin(self, table: dict[str, Any]) -> Hairpin:
         try:
@@ -333,6 +360,8 @@ def _check_target(match: Match, handler: str, rewrite: Template | None) -> None:
                        'add scheme = "tcp" to its match')
         if rewrite is None:
             continue
+        if scheme == "ipx":
+            raise _Bad("rewrite", "a node of IPX is where its address says; remove the key")
         address = IPv6Address("2001:db8::1") if scheme.endswith("6") else IPv4Address("192.0.2.1")
         try:
             target = rewrite.expand(InetURI(transport, address, 80), Guest("name"))
@@ -348,6 +377,16 @@ def _check_target(match: Match, handler: str, rewrite: Template | None) -> None:
                 raise _Bad("rewrite", "port 0 cannot be connected to; write {port} for the guest's or a number 1..65535")
         elif not isinstance(target, UnixURI) or handler == "direct":
             raise _Bad("rewrite", f"handler {handler!r} cannot connect {target.scheme}")
+
+
+def _ipx(table: dict[str, Any], number: int, where: str) -> Ipx:
+    found = _fields(table, _IPX_KEYS)
+    network: int = _need(found, "network", 'network = "000000a1"')
+    listen: InetURI = _need(found, "listen", 'listen = "udp://10.0.0.1", the address of the host where the node is')
+    peers: tuple[InetURI, ...] = found.get("peers", ())
+    if len(peers) > lib.VSE_IPX_PEERS:
+        raise _Bad("peers", f"{len(peers)} peers; a broadcast goes to each of them, and they may be {lib.VSE_IPX_PEERS}")
+    return Ipx(number, where, network, listen, tuple(dict.fromkeys(p for p in peers if p != listen)), found.get("device"))
 
 
 def _publish(table: dict[str, Any], number: int, where: str) -> Publish:

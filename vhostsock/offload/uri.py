@@ -5,7 +5,7 @@
 | ``tcp``, ``udp``   | ``tcp://192.0.2.1:80``          | on the wire, in policies                             |
 | ``tcp6``, ``udp6`` | ``tcp6://2001:db8::1/80``, ``udp6://fe80::1%eth0/53`` | on the wire, in policies       |
 | ``icmp``, ``icmp6`` | ``icmp://192.0.2.1:0`` (the port: the identifier)     | on the wire                  |
-| ``ipx``           | ``ipx://network.node.socket``   | on the wire (parsed; no handler serves it)           |
+| ``ipx``           | ``ipx://network.node.socket``   | on the wire                                          |
 | ``unix``          | ``unix:///run/db.sock``         | in policies only: a rewriting target on the host     |
 | ``vsock``         | ``vsock://2:1234`` (CID, port)  | what a guest asks a vsock device for                 |
 
@@ -23,13 +23,17 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-__all__ = ["URI", "InetURI", "IpxURI", "URIError", "UnixURI", "VsockURI", "parse", "parse_inet"]
+__all__ = [
+    "IPX_BROADCAST", "IPX_UDP_PORT", "URI", "InetURI", "IpxURI", "URIError", "UnixURI", "VsockURI", "parse", "parse_inet",
+]  # fmt: skip
 
 Address = IPv4Address | IPv6Address
-Transport = Literal["tcp", "udp", "icmp"]
+Transport = Literal["tcp", "udp", "icmp", "ipx"]
 
+IPX_UDP_PORT = 213  # RFC 1234
+IPX_BROADCAST = (1 << 48) - 1  # the node that is all nodes
 UNIX_PATH_MAX = 107  # sun_path holds 108 bytes with the NUL, unix(7)
 _SCOPE = re.compile(r"[A-Za-z0-9_.-]{1,15}")  # an interface index, or a name (IFNAMSIZ - 1)
 _PORT = re.compile(r"0|[1-9][0-9]{0,4}")
@@ -41,7 +45,8 @@ class URIError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class InetURI:
-    """A TCP or UDP endpoint over IPv4 or IPv6, or one of ICMP echo, whose port is the identifier.
+    """A TCP or UDP endpoint over IPv4 or IPv6, or one of ICMP echo, whose port is the identifier, or the UDP endpoint of a node
+    of IPX.
 
     An IPv6 scope is part of ``address``, as in the ipaddress module.
     """
@@ -136,13 +141,28 @@ class UnixURI:
 
 @dataclass(frozen=True, slots=True)
 class IpxURI:
-    """An IPX endpoint: network (32 bits), node (48 bits), socket (16 bits), hexadecimal in the text."""
+    """An IPX endpoint: network (32 bits), node (48 bits), socket (16 bits), hexadecimal in the text.
+
+    A node is where it is reached over UDP: two octets zero and the IPv4 address, as RFC 1234 has it for its port 213; for
+    another UDP port the two octets are the port.
+    """
 
     network: int
     node: int
     socket: int
 
     scheme = "ipx"
+    transport: ClassVar[Literal["ipx"]] = "ipx"
+
+    @property
+    def endpoint(self) -> InetURI:
+        """Where the node is, as rules are matched against: transport ``ipx``, its IPv4 address and UDP port."""
+        return InetURI("ipx", IPv4Address(self.node & 0xFFFFFFFF), self.node >> 32 or IPX_UDP_PORT)
+
+    @staticmethod
+    def node_at(address: IPv4Address, port: int) -> int:
+        """The node that is reached there."""
+        return (0 if port == IPX_UDP_PORT else port) << 32 | int(address)
 
     def __str__(self) -> str:
         return f"ipx://{self.network:08x}.{self.node:012x}.{self.socket:04x}"
