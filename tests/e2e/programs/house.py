@@ -5,7 +5,7 @@
 |---|---|---|
 | a program of the guest | host.test, which is 10.0.0.5 and fd00::5, port P | `here`, port P: servers of the host; TCP and UDP |
 | a program of the guest | its resolver, 10.0.0.53 | dnsmasq of the host |
-| a program of the host | `there`, port P | whatever the guest has bound to 0.0.0.0 or ::, port P (from 1024 on) |
+| a program of the host | `there`, port P | whatever the guest has bound to 0.0.0.0, :: or 198.51.100.1, port P (from 1024 on) |
 
 `here` and `there` are loopback addresses that no other process uses, as each run has its own; hence every port of them is free.
 
@@ -37,6 +37,7 @@ PACKAGES = (
     *FEW_PACKAGES, "apt", "caddy", "iperf3", "nghttp2-client", "nodejs", "postgresql-17", "python3-requests", "rsync", "wget",
 )  # fmt: skip
 HOST, HOST6 = "10.0.0.5", "fd00::5"  # the host, as the guest knows it
+OWN = "198.51.100.1"  # for servers of the guest that want to bind an address of theirs; the guest has none
 POLICY = """
 [[rule]]
 match = {{ scheme = "tcp", address = ["10.0.0.5", "fd00::5"] }}
@@ -55,6 +56,12 @@ guest = "tcp://0.0.0.0:1024-65535"
 host = "tcp://{there}:{{port}}"
 [[publish]]
 guest = "udp://0.0.0.0:1024-65535"
+host = "udp://{there}:{{port}}"
+[[publish]]
+guest = "tcp://198.51.100.1:1024-65535"
+host = "tcp://{there}:{{port}}"
+[[publish]]
+guest = "udp://198.51.100.1:1024-65535"
 host = "udp://{there}:{{port}}"
 """
 
