@@ -30,12 +30,15 @@ def stock_initramfs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def whole_initramfs(folder: Path, suite: str = "bookworm", *build: str) -> str:
-    """A guest's root for that Debian suite's kernel: busybox, stock modules, our module, every program of tests/e2e/guest.
+    """A guest's root for the cloud kernel of that Debian suite: busybox, stock modules, ours, every program of tests/e2e/guest.
 
     build: more options of build-guest-module.
     """
-    kernel = script("fetch-kernel", suite)
-    module = script("build-guest-module", "--suite", suite, *build)
+    return initramfs_of(folder, script("fetch-kernel", suite), script("build-guest-module", "--suite", suite, *build))
+
+
+def initramfs_of(folder: Path, kernel: str, module: str) -> str:
+    """The same for a folder of fetch-kernel, and with a module built for it."""
     programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
     return script("mkinitramfs", "--kernel", kernel, "--module", module, *programs, "-o", str(folder / "root.cpio"))
 
