@@ -8,6 +8,10 @@
 #ifndef VSO_COMPAT_H
 #define VSO_COMPAT_H
 
+/* hex2bin(): 7.3 has it here alone, 6.1 in linux/kernel.h */
+#if __has_include(<linux/hex.h>)
+#include <linux/hex.h>
+#endif
 #include <linux/net.h>
 #include <linux/version.h>
 #include <net/inet_sock.h>

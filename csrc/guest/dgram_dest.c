@@ -37,12 +37,16 @@ bool vso_addr_equal(const union vso_addr *a, const union vso_addr *b)
 {
 	if (a->sa.sa_family != b->sa.sa_family || vso_addr_port(a) != vso_addr_port(b))
 		return false;
+	if (a->sa.sa_family == AF_IPX)
+		return a->ipx.sipx_network == b->ipx.sipx_network && !memcmp(a->ipx.sipx_node, b->ipx.sipx_node, sizeof(a->ipx.sipx_node));
 	return a->sa.sa_family == AF_INET6 ? ipv6_addr_equal(&a->v6.sin6_addr, &b->v6.sin6_addr)
 					   : a->v4.sin_addr.s_addr == b->v4.sin_addr.s_addr;
 }
 
 static u32 vso_dest_set(const union vso_addr *a)
 {
+	if (a->sa.sa_family == AF_IPX)
+		return jhash(a->ipx.sipx_node, sizeof(a->ipx.sipx_node), (__force u32)a->ipx.sipx_port) % VSO_DEST_SETS;
 	if (a->sa.sa_family == AF_INET6)
 		return jhash2((const u32 *)&a->v6.sin6_addr, 4, (__force u32)a->v6.sin6_port) % VSO_DEST_SETS;
 	return jhash_2words((__force u32)a->v4.sin_addr.s_addr, (__force u32)a->v4.sin_port, 0) % VSO_DEST_SETS;
@@ -120,7 +124,7 @@ int vso_dest_where(struct vso_sock *vs, struct sock *sk, const union vso_addr *a
 	spin_unlock_bh(&vs->lock);
 	if (where)
 		return where;
-	if (vso_addr_scope(sock_net(sk), a) != VSO_SCOPE_REMOTE)
+	if (vs->row->family != AF_IPX && vso_addr_scope(sock_net(sk), a) != VSO_SCOPE_REMOTE)
 		return VSO_TO_NATIVE;
 	return vs->dev->features & VSO_F_DGRAM_INFO ? vso_dest_ask(vs, a) : VSO_TO_DEVICE;
 }

@@ -82,13 +82,14 @@ static bool vso_copy_payload(const struct vso_msg *m, struct sk_buff *skb, u32 o
 	return true;
 }
 
-/* a datagram as the packet it would have been, at its payload. @to: where it came to. NULL without memory */
-static struct sk_buff *vso_dgram_skb(const struct vso_msg *m, const struct vso_dgram *d, const union vso_addr *from,
-				     const union vso_addr *to, u32 off, u32 len)
+/**
+ * vso_payload_skb() - the payload of a message from @off on, @len bytes, as an skb
+ * @head: bytes of room before it
+ *
+ * Return: NULL without memory.
+ */
+struct sk_buff *vso_payload_skb(const struct vso_msg *m, u32 head, u32 off, u32 len)
 {
-	bool six = vso_addr_is_six(from);
-	u32 head = (six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct udphdr);
-	struct udphdr *udp;
 	struct sk_buff *skb;
 	int err;
 
@@ -98,14 +99,7 @@ static struct sk_buff *vso_dgram_skb(const struct vso_msg *m, const struct vso_d
 		skb = alloc_skb_with_frags(head, len, PAGE_ALLOC_COSTLY_ORDER, &err, GFP_ATOMIC | __GFP_NOWARN);
 	if (!skb)
 		return NULL;
-	skb_reset_network_header(skb);
-	skb_set_transport_header(skb, head - sizeof(*udp));
-	skb_put(skb, head);
-	vso_put_ip(skb_network_header(skb), six, from, to, d->flags & cpu_to_le16(VSO_DG_TTL) ? d->ttl : 64, d->tos, len + sizeof(*udp));
-	udp = udp_hdr(skb);
-	*udp = (struct udphdr) { .source = vso_addr_port(from), .dest = vso_addr_port(to) };
-	udp->len = htons(min_t(u32, len + sizeof(*udp), 65535));
-	skb_pull(skb, head);
+	skb_reserve(skb, head);
 	if (len <= VSO_LINEAR) {
 		skb_put(skb, len);
 	} else {
@@ -116,6 +110,28 @@ static struct sk_buff *vso_dgram_skb(const struct vso_msg *m, const struct vso_d
 		kfree_skb(skb);
 		return NULL;
 	}
+	return skb;
+}
+
+/* a datagram as the packet it would have been, at its payload. @to: where it came to. NULL without memory */
+static struct sk_buff *vso_dgram_skb(const struct vso_msg *m, const struct vso_dgram *d, const union vso_addr *from,
+				     const union vso_addr *to, u32 off, u32 len)
+{
+	bool six = vso_addr_is_six(from);
+	u32 head = (six ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct udphdr);
+	struct udphdr *udp;
+	struct sk_buff *skb = vso_payload_skb(m, head, off, len);
+
+	if (!skb)
+		return NULL;
+	skb_push(skb, head);
+	skb_reset_network_header(skb);
+	skb_set_transport_header(skb, head - sizeof(*udp));
+	vso_put_ip(skb_network_header(skb), six, from, to, d->flags & cpu_to_le16(VSO_DG_TTL) ? d->ttl : 64, d->tos, len + sizeof(*udp));
+	udp = udp_hdr(skb);
+	*udp = (struct udphdr) { .source = vso_addr_port(from), .dest = vso_addr_port(to) };
+	udp->len = htons(min_t(u32, len + sizeof(*udp), 65535));
+	skb_pull(skb, head);
 	skb->protocol = htons(six ? ETH_P_IPV6 : ETH_P_IP);
 	skb->tstamp = ktime_get_real();
 	if (d->flags & cpu_to_le16(VSO_DG_SEGMENT)) {
@@ -177,6 +193,10 @@ void vso_rx_dgram(const struct vso_msg *m)
 	u32 uri_len, off;
 	bool local;
 
+	if (vs->row->family == AF_IPX) {
+		vso_ipx_rx(m);
+		return;
+	}
 	vso_msg_copy(m, 0, &d, sizeof(d));
 	if (!(vs->dev->features & VSO_F_DGRAM_INFO))
 		d.flags = 0;
@@ -283,6 +303,10 @@ void vso_rx_error(const struct vso_msg *m)
 	error = le32_to_cpu(e.error);
 	if (off > m->len || vs->row->type != SOCK_DGRAM || !error || error >= MAX_ERRNO)
 		return;
+	if (vs->row->family == AF_IPX) {
+		vso_ipx_error(vs, error);
+		return;
+	}
 	spin_lock(&vs->lock);
 	if (vs->state != VSO_ST_CONNECTED || vs->closing || !vs->sk)
 		goto out;

@@ -183,7 +183,8 @@ int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops 
 		vso_list(vs, false);
 		return err == -EEXIST || err == -EAGAIN ? err : -ENOMEM;
 	}
-	vso_custom_sockopt(sock, true);
+	if (vs->row->family != AF_IPX)
+		vso_custom_sockopt(sock, true);
 	smp_store_release(&vs->attached, true);
 	spin_unlock_bh(&vs->lock);
 	return 0;
@@ -402,7 +403,11 @@ static void vso_flow_kill(struct vso_sock *vs, int error)
 	case VSO_ST_CONNECTING:
 	case VSO_ST_CONNECTED:
 		vs->state = VSO_ST_CLOSED;
-		if (vs->sk && !(vs->addr_only && vs->was_bound))	/* a datagram server goes on natively, too */
+		if (vs->row->family == AF_IPX)
+			error = ENOLINK;	/* its interface is gone */
+		else if (vs->addr_only && vs->was_bound)
+			break;			/* a datagram server goes on natively, too */
+		if (vs->sk)
 			WRITE_ONCE(vs->sk->sk_err, error);
 		break;
 	default:

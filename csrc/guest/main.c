@@ -35,6 +35,7 @@ static int __init vso_init(void)
 	err = vso_transport_register();
 	if (err)
 		goto proc;
+	vso_ipx_register();
 	err = vso_hook_install();
 	if (err)
 		goto transport;

@@ -46,6 +46,15 @@ static void vso_seq_stop(struct seq_file *m, void *v)
 	spin_unlock_bh(&vso_all_lock);
 }
 
+static const char *vso_proto_name(const struct vso_row *row)
+{
+	if (row->family == PF_IPX)
+		return "ipx";
+	if (row->type == SOCK_DGRAM)
+		return vso_is_ping(row->protocol) ? "icmp" : "udp";
+	return row->protocol == IPPROTO_MPTCP ? "mptcp" : "tcp";
+}
+
 static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
 {
 	bool dgram = vs->row->type == SOCK_DGRAM;
@@ -61,10 +70,10 @@ static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
 	else if (vs->state == VSO_ST_CONNECTING)
 		vso_uri_format(remote, sizeof(remote), &vs->target, vs->row->protocol);
 	vso_netns_name(vs->net, name);
-	rx = vs->state == VSO_ST_LISTENING ? vs->acceptq_len : vs->rx_bytes;
+	rx = vs->state == VSO_ST_LISTENING ? vs->acceptq_len : vs->row->family == PF_IPX && vs->sk ? sk_rmem_alloc_get(vs->sk) : vs->rx_bytes;
 	tx = vs->state == VSO_ST_LISTENING ? vs->buf_alloc : dgram ? 0 : vs->tx_cnt - vs->peer_fwd;
 	seq_printf(m, "%-5s %-10s %-32s %-32s %8u %8u %5u %8lu %08x %4u %8u %u:%s\n",
-		   vso_is_ping(vs->row->protocol) ? "icmp" : dgram ? "udp" : vs->row->protocol == IPPROTO_MPTCP ? "mptcp" : "tcp", vso_state_name(vs->state), local, remote,
+		   vso_proto_name(vs->row), vso_state_name(vs->state), local, remote,
 		   rx, tx, from_kuid_munged(seq_user_ns(m), vs->uid), vs->ino, vs->flow,
 		   (unsigned int)(vs->pair - vs->dev->pair), vs->rx_drops, vs->net->ns.inum, name);
 }

@@ -232,7 +232,8 @@ out:
 
 /* ------------------------------------------------------------------------------------------------------------- sending */
 
-static bool vso_dgram_send_ready(struct vso_sock *vs, u32 arg)
+/** vso_dgram_send_ready() - is there room for a datagram, or no use in waiting? */
+bool vso_dgram_send_ready(struct vso_sock *vs, u32 arg)
 {
 	bool ready;
 

@@ -49,6 +49,14 @@ bool vso_eligible(const struct vso_row *row, struct sock *sk)
 	return true;
 }
 
+/* what the device must know of, to serve datagrams of this kind */
+static u64 vso_row_feature(const struct vso_row *row)
+{
+	if (row->family == PF_IPX)
+		return VSO_F_IPX;
+	return vso_is_ping(row->protocol) ? VSO_F_PING : VSO_F_DGRAM;
+}
+
 /**
  * vso_take() - take an undecided socket over
  *
@@ -63,7 +71,7 @@ struct vso_sock *vso_take(const struct vso_row *row, struct socket *sock)
 
 	if (!dev)
 		return NULL;
-	if (row->type == SOCK_DGRAM && !(dev->features & (vso_is_ping(row->protocol) ? VSO_F_PING : VSO_F_DGRAM))) {
+	if (row->type == SOCK_DGRAM && !(dev->features & vso_row_feature(row))) {
 		vso_dev_put(dev);
 		return NULL;
 	}
@@ -112,7 +120,7 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 		open->local_len = cpu_to_le16(n);
 		p += n;
 	}
-	n = vso_opts_build(sk, vs->row, type == VSO_BIND, p, VSO_OPTS_MAX);
+	n = vs->row->family == PF_IPX ? 0 : vso_opts_build(sk, vs->row, type == VSO_BIND, p, VSO_OPTS_MAX);
 	open->opts_len = cpu_to_le16(n);
 	p += n;
 	open->flags = cpu_to_le16(flags);

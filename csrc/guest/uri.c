@@ -5,7 +5,7 @@
  * The scheme names the address on the wire, not the family of the socket: an AF_INET6 socket that talks to ::ffff:192.0.2.1 says
  * tcp://192.0.2.1:80, and an answer with tcp:// becomes v4-mapped again for it.
  *
- *   tcp://192.0.2.1:80   udp://192.0.2.1:53   tcp6://2001:db8::1/80   udp6://fe80::1%2/53
+ *   tcp://192.0.2.1:80   udp://192.0.2.1:53   tcp6://2001:db8::1/80   udp6://fe80::1%2/53   ipx://000000a1.00000a000001.4000
  */
 #include <linux/inet.h>
 #include <linux/kernel.h>
@@ -69,6 +69,9 @@ int vso_uri_format(char *buf, size_t size, const union vso_addr *addr, int proto
 {
 	const char *scheme = protocol == IPPROTO_UDP ? "udp" : vso_is_ping(protocol) ? "icmp" : "tcp";
 
+	if (addr->sa.sa_family == AF_IPX)
+		return scnprintf(buf, size, "ipx://%08x.%6phN.%04x", ntohl(addr->ipx.sipx_network), addr->ipx.sipx_node,
+				 ntohs(addr->ipx.sipx_port));
 	if (addr->sa.sa_family == AF_INET)
 		return scnprintf(buf, size, "%s://%pI4:%u", scheme, &addr->v4.sin_addr, ntohs(addr->v4.sin_port));
 	if (ipv6_addr_v4mapped(&addr->v6.sin6_addr))
@@ -98,6 +101,17 @@ static int vso_uri_number(const char *p, const char *end, u32 max, u32 *out)
 	return 0;
 }
 
+/* network, node and socket number, in digits that are all there */
+static int vso_uri_ipx(const char *p, size_t len, struct vso_sockaddr_ipx *addr)
+{
+	if (len != 6 + 8 + 1 + 12 + 1 + 4 || memcmp(p, "ipx://", 6) || p[14] != '.' || p[27] != '.' ||
+	    hex2bin((u8 *)&addr->sipx_network, p + 6, 4) || hex2bin(addr->sipx_node, p + 15, 6) ||
+	    hex2bin((u8 *)&addr->sipx_port, p + 28, 2))
+		return -EINVAL;
+	addr->sipx_family = AF_IPX;
+	return 0;
+}
+
 /**
  * vso_uri_parse() - read an address from the device
  * @family: of the socket that shall have it
@@ -113,6 +127,8 @@ int vso_uri_parse(const char *uri, size_t len, int family, union vso_addr *addr)
 	bool six;
 
 	memset(addr, 0, sizeof(*addr));
+	if (family == AF_IPX)
+		return vso_uri_ipx(uri, len, &addr->ipx);
 	if (len < 7)
 		return -EINVAL;
 	if (!memcmp(p, "icmp", 4))

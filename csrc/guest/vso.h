@@ -61,9 +61,22 @@
 #define VSO_LOCALS		8	/* of the host's addresses at which a socket was reached, those it may answer from */
 #define VSO_TXQ_LIMIT		(128 * 1024)	/* memory of a flow's messages that wait for ring space before writers wait too */
 
+/* struct sockaddr_ipx: the kernels that have no IPX have no header for it either */
+struct vso_sockaddr_ipx {
+	sa_family_t sipx_family;
+	__be16 sipx_port;
+	__be32 sipx_network;
+	u8 sipx_node[6];
+	u8 sipx_type;
+	u8 sipx_zero;
+};
+
+static_assert(sizeof(struct vso_sockaddr_ipx) == 16);
+
 /* an address as the socket calls know it */
 union vso_addr {
 	struct sockaddr sa;
+	struct vso_sockaddr_ipx ipx;
 	struct sockaddr_in v4;
 	struct sockaddr_in6 v6;
 };
@@ -71,7 +84,7 @@ union vso_addr {
 /* ------------------------------------------------------------------------------------------------------------- hook.c */
 
 /**
- * struct vso_row - one entry of the kernel's protocol switch that we wrap
+ * struct vso_row - one entry of the kernel's protocol switch that we wrap; or AF_IPX, which has none (sock_ipx.c)
  * @family: PF_INET or PF_INET6
  * @type: SOCK_STREAM or SOCK_DGRAM
  * @protocol: IPPROTO_TCP, IPPROTO_UDP, IPPROTO_MPTCP, IPPROTO_ICMP, IPPROTO_ICMPV6
@@ -405,7 +418,15 @@ int vso_dgram_shutdown(struct socket *sock, int how);
 int vso_dgram_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 int vso_dgram_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 
+bool vso_dgram_send_ready(struct vso_sock *vs, u32 arg);
+
+/* sock_ipx.c */
+void vso_ipx_register(void);
+void vso_ipx_rx(const struct vso_msg *m);
+void vso_ipx_error(struct vso_sock *vs, int error);
+
 /* dgram_recv.c */
+struct sk_buff *vso_payload_skb(const struct vso_msg *m, u32 head, u32 off, u32 len);
 int vso_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
 int vso_dgram_undecided_recvmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len, int flags);
 __poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait);

@@ -13,6 +13,7 @@ The guest knows the servers under addresses that do not exist; the policy rewrit
 | tcp 10.0.0.5:7002      | ``own``, a listening socket of the test itself        |
 | udp 10.0.0.53:53       | ``dns``, a datagram socket of the test itself         |
 | 10.66.0.N, any port    | refused with the errno DENIED[N]                      |
+| IPX                    | its own node of network ``IPX_NETWORK``, nobody else's |
 | anything else          | not offloaded: native                                 |
 
 Guest listeners on 8080 and 8081 are published on loopback, on the ports ``published``; UDP ports 8082 and
@@ -29,15 +30,19 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.e2e.peer import deaf_datagram, drive_datagram_server, drive_listener
 from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port, wait_until
+from vhostsock.offload.uri import IpxURI
 from vhostsock.qemu import qemu_args
 
 HERE = Path(__file__).resolve().parent
 DENIED = ["EACCES", "EPERM", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT", "EHOSTDOWN"]
 DATA_SIZE = 16 << 20
+IPX_NETWORK, IPX_PORT = "000000a1", 2131
+IPX_HOST = IPv4Address(f"127.{64 | os.getpid() >> 8 & 63}.{os.getpid() & 255}.8")  # of the loopback, and this run's alone
 
 
 @dataclass
@@ -99,6 +104,15 @@ class Site:
             self.check(f"dgram_error_check {address} 7000 7001")
             self.check(f"dgram_cmsg_check {address} 7000")
 
+    def check_ipx(self) -> None:
+        """Run guest/ipx_check.c with this guest as its own peer."""
+        echo = self.vm.start("exec ipx_check echo >/tmp/echo")
+        wait_until(lambda: "ready" in self.vm.run("cat /tmp/echo; true").text, "the guest answers")
+        own, denied = (f"{IpxURI.node_at(host, IPX_PORT):012x}" for host in (IPX_HOST, IPX_HOST + 1))
+        self.check(f"ipx_check {IPX_NETWORK} {own} {own} {denied}")
+        self.vm.run("kill $(pidof ipx_check)")
+        echo.wait(check=False)
+
     def check_listener(self) -> None:
         """Run guest/listen_check.c with its client on the host; AssertionError with the claims that do not hold."""
         checking = self.vm.start("listen_check 8081 | tee /tmp/listen")
@@ -138,6 +152,8 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
     rules += [
         f'[[rule]]\nmatch = {{ address = "10.66.0.{n}" }}\naction = "deny"\nerrno = "{name}"\n' for n, name in enumerate(DENIED)
     ]
+    rules += [f'[[rule]]\nmatch = {{ scheme = "ipx", address = "{IPX_HOST + 1}" }}\naction = "deny"\nerrno = "EPERM"\n']
+    rules += [f'[[ipx]]\nnetwork = "{IPX_NETWORK}"\nlisten = "udp://{IPX_HOST}:{IPX_PORT}"\n']
     rules += ['[[publish]]\nguest = "udp://0.0.0.0:8082-8083"\nhost = "udp://127.0.0.1:0"\n']
     rules += [f'[[publish]]\nguest = "tcp://0.0.0.0:{g}"\nhost = "tcp://127.0.0.1:{h}"\n' for g, h in published.items()]
     return "\n".join(rules)

@@ -50,6 +50,10 @@ def test_datagram_claims_hold(newer: Site) -> None:
     newer.check_datagrams()
 
 
+def test_ipx_claims_hold(newer: Site) -> None:
+    newer.check_ipx()
+
+
 def test_datagram_server_claims_hold(newer: Site) -> None:
     newer.check_datagram_server()
 
