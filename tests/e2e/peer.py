@@ -7,6 +7,12 @@ Stream (one connection, one line, then):
     reset N         send N bytes of the pattern, wait for one more byte, then RST
     name            answer with the client address as this side sees it, close
     hold            send nothing, read nothing, wait for the client to go
+    gate            read nothing until somebody says "open", then as "sink"
+    open            answer "ok\\n"
+    stick           fill the queue of the stuck port, so that connects to it hang; answer "ok\\n"
+    unstick         serve it from now on; connects that hang go on when they try again, within seconds; answer "ok\\n"
+    urgent N        send N bytes of the pattern, an urgent "U" and "after", wait for EOF
+    mark            answer "go\\n", read until EOF, answer "<before the mark> <urgent byte> <after it>\\n"
 Datagram: each datagram is sent back to where it came from, but for these:
     drop...         no answer
     big N           N bytes
@@ -21,13 +27,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import itertools
+import select
 import socket
 import struct
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 UDP_SEGMENT, IP_RECVTTL = 103, 12  # linux/udp.h, linux/in.h; the socket module has no names for them
 
@@ -37,51 +45,173 @@ def pattern(n: int) -> bytes:
     return bytes((i ^ (i >> 8) ^ (i >> 16) ^ 0x5A) & 0xFF for i in range(n))
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    words = (await reader.readline()).split()
-    match words:
-        case [b"echo"]:
-            while data := await reader.read(65536):
-                writer.write(data)
+SIOCATMARK = 0x8905
+
+
+def _send_urgent(sock: socket.socket, n: int) -> None:
+    sock.setblocking(True)
+    sock.sendall(pattern(n))
+    sock.send(b"U", socket.MSG_OOB)
+    sock.sendall(b"after")
+
+
+def _read_urgent(sock: socket.socket) -> bytes:
+    """What comes before the mark, the urgent byte, and what comes after it, in a thread of its own."""
+    sock.setblocking(True)
+    sock.send(b"go\n")
+    poller = select.poll()
+    poller.register(sock, select.POLLPRI)
+    poller.poll(60000)
+    urgent = sock.recv(1, socket.MSG_OOB)
+    before = after = b""
+    while not struct.unpack("i", fcntl.ioctl(sock, SIOCATMARK, bytes(4)))[0]:
+        before += sock.recv(1)
+    while data := sock.recv(4096):
+        after += data
+    return b"%s %s %s\n" % (before, urgent, after)
+
+
+class _Peer:
+    """What the connections of one peer share."""
+
+    def __init__(self, stuck: list[socket.socket]) -> None:
+        self.gates: set[asyncio.Event] = set()
+        self.stuck = stuck
+        self.fillers: list[socket.socket] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection."""
+        task = asyncio.ensure_future(self._client(reader, writer))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError):  # the client may be gone at any point
+                await self._serve(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        words = (await reader.readline()).split()
+        match words:
+            case [b"echo"]:
+                while data := await reader.read(65536):
+                    writer.write(data)
+                    await writer.drain()
+            case [b"sink"]:
+                await self._sink(reader, writer)
+            case [b"source", n]:
+                writer.write(pattern(int(n)))
                 await writer.drain()
-        case [b"sink"]:
-            count = crc = 0
-            while data := await reader.read(65536):
-                count, crc = count + len(data), zlib.crc32(data, crc)
-            writer.write(b"%d %08x\n" % (count, crc))
-        case [b"source", n]:
-            writer.write(pattern(int(n)))
-            await writer.drain()
-            if writer.can_write_eof():
-                writer.write_eof()
-            while await reader.read(65536):
-                pass
-        case [b"reset", n]:
-            writer.write(pattern(int(n)))
-            await writer.drain()
-            await reader.read(1)
-            sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+                if writer.can_write_eof():
+                    writer.write_eof()
+                while await reader.read(65536):
+                    pass
+            case [b"reset", n]:
+                writer.write(pattern(int(n)))
+                await writer.drain()
+                await reader.read(1)
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+                return
+            case [b"name"]:
+                host, port = writer.get_extra_info("peername")[:2]
+                writer.write(f"{host} {port}\n".encode())
+            case [b"hold"]:
+                await asyncio.get_running_loop().create_future()
+            case [b"gate"]:
+                gate = asyncio.Event()
+                self.gates.add(gate)
+                await gate.wait()
+                await self._sink(reader, writer)
+            case [b"open"]:
+                for gate in self.gates:
+                    gate.set()
+                self.gates.clear()
+                writer.write(b"ok\n")
+            case [b"stick"]:
+                await self._stick()
+                writer.write(b"ok\n")
+            case [b"unstick"]:
+                self._unstick()
+                writer.write(b"ok\n")
+            case [b"urgent", n]:
+                await self._raw(writer, lambda sock: _send_urgent(sock, int(n)))
+                while await reader.read(65536):
+                    pass
+            case [b"mark"]:
+                writer.write(await self._raw(writer, _read_urgent))
+            case _:
+                writer.write(b"?\n")
+        await writer.drain()
+
+    @staticmethod
+    async def _sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        count = crc = 0
+        while data := await reader.read(65536):
+            count, crc = count + len(data), zlib.crc32(data, crc)
+        writer.write(b"%d %08x\n" % (count, crc))
+
+    @staticmethod
+    async def _raw(writer: asyncio.StreamWriter, work: Callable[[socket.socket], bytes | None]) -> bytes:
+        """Do ``work`` in a thread with a blocking duplicate of the socket, while asyncio keeps off it."""
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with writer.get_extra_info("socket").dup() as sock:
+            answer = await asyncio.to_thread(work, sock)
+            sock.setblocking(False)
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        return answer or b""
+
+    async def _stick(self) -> None:
+        """A backlog of 0 holds one connection; SYNs that come then get no answer."""
+        if self.fillers:
             return
-        case [b"name"]:
-            host, port = writer.get_extra_info("peername")[:2]
-            writer.write(f"{host} {port}\n".encode())
-        case [b"hold"]:
-            await asyncio.get_running_loop().create_future()
-        case _:
-            writer.write(b"?\n")
-    await writer.drain()
+        loop = asyncio.get_running_loop()
+        for listener in self.stuck:
+            loop.remove_reader(listener)
+            filler = socket.socket(listener.family)
+            filler.setblocking(False)
+            self.fillers.append(filler)
+            await loop.sock_connect(filler, listener.getsockname())
+            queued = asyncio.Event()
+            loop.add_reader(listener, queued.set)
+            await queued.wait()
+            loop.remove_reader(listener)
 
+    def _unstick(self) -> None:
+        for listener in self.stuck:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+        for filler in self.fillers:
+            filler.close()
+        self.fillers.clear()
 
-async def _client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        with contextlib.suppress(OSError):  # the client may be gone at any point
-            await _serve(reader, writer)
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            sock, _ = listener.accept()
+            sock.setblocking(False)
+            task = asyncio.ensure_future(self._accepted(sock))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def _accepted(self, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=sock)
+        await self._client(reader, writer)
+
+    async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sock in self.stuck:
+            loop.remove_reader(sock)
+            sock.close()
+        for sock in self.fillers:
+            sock.close()
+        for task in self.tasks:  # those that hold
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
 def _datagram(sock: socket.socket) -> None:
@@ -109,15 +239,15 @@ def _datagram(sock: socket.socket) -> None:
         sock.sendmsg([data], how, 0, addr)
 
 
-def _bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
-    """For each host a stream and a datagram socket, all on one port number; port 0: one that all of them have free."""
+def _bind(hosts: tuple[str, ...], port: int, *kinds: socket.SocketKind) -> list[socket.socket]:
+    """For each host a socket of each kind, all on one port number; port 0: one that all of them have free."""
     tries = 1 if port else 50
     while True:
         tries -= 1
         socks: list[socket.socket] = []
         number = port
         try:
-            for host, kind in itertools.product(hosts, (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
+            for host, kind in itertools.product(hosts, kinds):
                 socks.append(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind | socket.SOCK_NONBLOCK))
                 if kind == socket.SOCK_DGRAM:
                     options = [(0, IP_RECVTTL), (0, socket.IP_RECVTOS)]
@@ -137,31 +267,26 @@ def _bind(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
 
 
 @contextlib.asynccontextmanager
-async def peer(*hosts: str, port: int = 0) -> AsyncIterator[int]:
-    """Serve both kinds on one port number of all hosts; yields it."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(_client(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
+async def peer(*hosts: str, port: int = 0) -> AsyncIterator[tuple[int, int]]:
+    """Serve both kinds on one port number of all hosts; yields it and the stuck port's."""
     loop = asyncio.get_running_loop()
-    socks = _bind(hosts, port)
-    servers = [await asyncio.start_server(client, sock=sock, limit=1 << 16) for sock in socks[::2]]
+    socks = _bind(hosts, port, socket.SOCK_STREAM, socket.SOCK_DGRAM)
+    stuck = _bind(hosts, 0, socket.SOCK_STREAM)
+    for sock in stuck:
+        sock.listen(0)
+    state = _Peer(stuck)
+    servers = [await asyncio.start_server(state.start, sock=sock, limit=1 << 16) for sock in socks[::2]]
     for sock in socks[1::2]:
         loop.add_reader(sock, _datagram, sock)
     try:
-        yield socks[0].getsockname()[1]
+        yield socks[0].getsockname()[1], stuck[0].getsockname()[1]
     finally:
         for sock in socks[1::2]:
             loop.remove_reader(sock)
             sock.close()
         for server in servers:
             server.close()
-        for task in tasks:  # those that hold
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await state.close()
 
 
 def deaf_datagram(host: str, port: int = 0) -> socket.socket:
@@ -237,8 +362,8 @@ def drive_datagram_server(host: str, port: int) -> None:
 
 async def _main() -> None:
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    async with peer(*(sys.argv[2:] or ["127.0.0.1"]), port=port) as port:
-        print(port, flush=True)
+    async with peer(*(sys.argv[2:] or ["127.0.0.1"]), port=port) as ports:
+        print(*ports, flush=True)
         await asyncio.get_running_loop().create_future()
 
 

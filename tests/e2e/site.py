@@ -10,6 +10,7 @@ The guest knows the servers under addresses that do not exist; the policy rewrit
 | udp 10.0.0.6:7000      | peer.py at another address                            |
 | tcp, udp [fd00::5]:7000 | peer.py over IPv6                                    |
 | tcp, udp 10.0.0.5:7001, [fd00::5]:7001 | a port where nobody listens           |
+| tcp 10.0.0.5:7003, [fd00::5]:7003      | the stuck port of peer.py             |
 | tcp 10.0.0.5:7002      | ``own``, a listening socket of the test itself        |
 | udp 10.0.0.53:53       | ``dns``, a datagram socket of the test itself         |
 | 10.66.0.N, any port    | refused with the errno DENIED[N]                      |
@@ -93,8 +94,15 @@ class Site:
         failed = [line for line in result.text.splitlines() if line.startswith("not ok")]
         assert not failed, "\n".join(failed)
         assert result.status == 0, str(result)
+        assert "# SKIP" not in result.text, result.text
         assert re.search(r"^1\.\.[1-9]", result.text, re.MULTILINE), str(result)
         return result.text
+
+    def check_streams(self, host: str, denied: str = "") -> None:
+        """All that claims what a TCP client may rely on. ``denied``: an address, a port, the errno that it shall give."""
+        self.check(f"connect_check {host} 7000 7001 7003 {denied}")
+        for program in ("stream_check", "option_check", "io_check"):
+            self.check(f"{program} {host} 7000")
 
     def check_datagrams(self) -> None:
         """Run all of guest/dgram_*check.c that have no client on the host."""
@@ -146,6 +154,8 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
         offload("udp6", "fd00::5", 7000, f"udp6://::1/{ports['peer']}"),
         offload("udp", "10.0.0.5", 7001, f"udp://127.0.0.1:{ports['closed']}"),
         offload("udp6", "fd00::5", 7001, f"udp6://::1/{ports['closed']}"),
+        offload("tcp", "10.0.0.5", 7003, f"tcp://127.0.0.1:{ports['stuck']}"),
+        offload("tcp6", "fd00::5", 7003, f"tcp6://::1/{ports['stuck']}"),
         offload("tcp", "10.0.0.5", 7002, f"tcp://127.0.0.1:{ports['own']}"),
         offload("udp", "10.0.0.53", 53, f"udp://127.0.0.1:{ports['dns']}"),
     ]
@@ -186,7 +196,8 @@ def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1, disk: str = "
         web = stack.enter_context(Program(folder / "web.log", server))
         ports = {
             "web": int(web.await_log(r" port (\d+)")[1]),
-            "peer": int(peer.await_log(r"(\d+)\n")[1]),
+            "peer": int(peer.await_log(r"(\d+) \d+\n")[1]),
+            "stuck": int(peer.await_log(r"\d+ (\d+)\n")[1]),
             "own": own.getsockname()[1],
             "dns": dns.getsockname()[1],
             "closed": closed.getsockname()[1],

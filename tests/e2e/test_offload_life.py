@@ -161,7 +161,7 @@ def test_several_ring_pairs(new_site: NewSite) -> None:
 def test_carrier_on_qemu_11(new_site: NewSite, carrier: str) -> None:
     place = new_site("--qemu", script("fetch-qemu", "trixie-backports"), "--carrier", carrier)
     download(place)
-    place.check("stream_check 10.0.0.5 7000 7001 10.66.0.0 80 13")
+    place.check("stream_check 10.0.0.5 7000")
     place.vm.run("mkdir -p /tmp/www && echo hello >/tmp/www/x && httpd -p 8080 -h /tmp/www")
     assert place.fetch(8080, "/x") == b"hello\n"
     place.vm.reset()

@@ -18,7 +18,7 @@ def test_takeover_claims_hold(initramfs: str, tmp_path: Path, pairs: int, smp: s
     with site(tmp_path, initramfs, "--smp", smp, pairs=pairs) as place:
         place.check("takeover_check 10.0.0.5 7000 fd00::5 7000 192.0.2.1")
         wait_until(lambda: place.backend.stats("vm1")["flows"] == 0, "the device has no flow")
-        place.check("stream_check 10.0.0.5 7000 7001 10.66.0.0 80 13")
+        place.check("stream_check 10.0.0.5 7000")
         assert not place.hwsock()  # the device may still linger for a peer that does not read
 
 

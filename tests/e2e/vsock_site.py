@@ -108,7 +108,7 @@ def vsock_site(folder: Path, initramfs: str, *boot: str | Path) -> Iterator[Vsoc
     path = folder / "v"
     with contextlib.ExitStack() as stack:
         peer = stack.enter_context(Program(folder / "peer.log", [sys.executable, "-u", HERE / "peer.py", "0", "127.0.0.1"]))
-        port = int(peer.await_log(r"^(\d+)\n")[1])
+        port = int(peer.await_log(r"^(\d+) \d+\n")[1])
         own = stack.enter_context(listening(f"{path}_7002"))
         own.settimeout(WITHIN)
         stack.enter_context(echo_of_messages(f"{path}_7100"))

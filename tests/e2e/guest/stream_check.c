@@ -1,107 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * stream_check PEER PORT CLOSED_PORT [DENIED_HOST DENIED_PORT DENIED_ERRNO] - what a TCP client may rely on.
+ * stream_check PEER PORT - what a TCP client may rely on once it is connected: bytes, their end, many connections, threads.
  *
- * PEER PORT is tests/e2e/peer.py, CLOSED_PORT a port of the same host where nobody listens. DENIED_*: an address and the errno that
- * connect() must give for it.
+ * PEER PORT is tests/e2e/peer.py.
  */
 #include "check.h"
 #include <pthread.h>
 
-static struct addr peer, closed_peer, denied;
-static int denied_errno;
-
-static void blocking_connect_talks_and_knows_its_names(void)
-{
-	int fd = ask(&peer, "echo\n");
-	struct addr a = { .len = sizeof(a.ss) };
-	char buf[6];
-
-	MUST(getpeername(fd, (void *)&a.ss, &a.len) == 0);
-	SAME(a.len, peer.len);
-	MUST(memcmp(&a.ss, &peer.ss, 8) == 0);		/* family, port, and all of an IPv4 address */
-	a.len = sizeof(a.ss);
-	MUST(getsockname(fd, (void *)&a.ss, &a.len) == 0);
-	SAME(a.ss.ss_family, peer.ss.ss_family);
-	MUST(port_of(&a) != 0);
-	send_all(fd, "hello", 5);
-	recv_exactly(fd, buf, 5);
-	MUST(memcmp(buf, "hello", 5) == 0);
-	ERRNO(connect(fd, (void *)&peer.ss, peer.len), EISCONN);
-}
-
-static void getpeername_truncates_to_the_room_given_and_tells_the_real_length(void)
-{
-	int fd = open_connected(&peer);
-	char small[4];
-	socklen_t len = sizeof(small);
-
-	MUST(getpeername(fd, (void *)small, &len) == 0);
-	SAME(len, peer.len);
-	MUST(memcmp(small, &peer.ss, sizeof(small)) == 0);
-}
-
-static void nonblocking_connect_reports_through_epoll_registered_before(void)
-{
-	int fd = socket(peer.ss.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0), ep = epoll_create1(0), err = -1;
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLET, .data.u32 = 7 }, out;
-	socklen_t len = sizeof(err);
-	int r;
-
-	MUST(fd >= 0 && ep >= 0);
-	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev) == 0);
-	r = connect(fd, (void *)&peer.ss, peer.len);
-	MUST(r == 0 || errno == EINPROGRESS);
-	for (;;) {
-		SAME(epoll_wait(ep, &out, 1, CHECK_SECONDS * 1000), 1);
-		SAME(out.data.u32, 7);
-		if ((out.events & EPOLLOUT) && !(out.events & EPOLLHUP))	/* an unconnected TCP socket shows OUT|HUP */
-			break;
-	}
-	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0);
-	SAME(err, 0);
-	r = connect(fd, (void *)&peer.ss, peer.len);
-	MUST(r == 0 || errno == EISCONN);
-	send_all(fd, "echo\nx", 6);
-	do
-		SAME(epoll_wait(ep, &out, 1, CHECK_SECONDS * 1000), 1);
-	while (!(out.events & EPOLLIN));
-	recv_exactly(fd, &(char){0}, 1);
-	ERRNO(recv(fd, &(char){0}, 1, 0), EAGAIN);
-}
-
-static void refused_connect_says_so(void)
-{
-	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0);
-
-	ERRNO(connect(fd, (void *)&closed_peer.ss, closed_peer.len), ECONNREFUSED);
-	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);	/* Linux lets a socket try again */
-	send_all(fd, "echo\nx", 6);
-	recv_exactly(fd, &(char){0}, 1);
-}
-
-static void refused_nonblocking_connect_sets_so_error_once(void)
-{
-	int fd = socket(peer.ss.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0), err = -1;
-	socklen_t len = sizeof(err);
-	int r = connect(fd, (void *)&closed_peer.ss, closed_peer.len);
-
-	if (r == -1 && errno == ECONNREFUSED)
-		return;			/* a local stack may know at once */
-	MUST(r == -1 && errno == EINPROGRESS);
-	MUST(wait_for(fd, POLLOUT) & (POLLERR | POLLHUP));
-	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0);
-	SAME(err, ECONNREFUSED);
-	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0);
-	SAME(err, 0);
-}
-
-static void denied_address_gives_the_policys_errno(void)
-{
-	int fd = socket(denied.ss.ss_family, SOCK_STREAM, 0);
-
-	ERRNO(connect(fd, (void *)&denied.ss, denied.len), denied_errno);
-}
+static struct addr peer;
 
 static uint32_t crc32_step(uint32_t crc, uint8_t byte)
 {
@@ -219,130 +125,6 @@ static void recv_flags_peek_dontwait_waitall_trunc(void)
 	ERRNO(recv(fd, buf, 0, MSG_DONTWAIT), EAGAIN);	/* asking for nothing still waits for something */
 }
 
-static void receive_timeout_is_eagain_and_does_not_lose_the_socket(void)
-{
-	int fd = ask(&peer, "echo\n");
-	struct timeval tv = { .tv_usec = 50000 };
-
-	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) == 0);
-	ERRNO(recv(fd, &(char){0}, 1, 0), EAGAIN);
-	tv = (struct timeval){ .tv_sec = CHECK_SECONDS };
-	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) == 0);
-	send_all(fd, "y", 1);
-	recv_exactly(fd, &(char){0}, 1);
-}
-
-static void options_are_kept_and_unknown_ones_refused(void)
-{
-	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0), v = 1;
-	socklen_t len = sizeof(v);
-
-	MUST(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, sizeof(v)) == 0);	/* before the takeover */
-	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
-	v = 0;
-	MUST(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, &len) == 0);
-	SAME(v, 1);
-	v = 0;
-	MUST(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, sizeof(v)) == 0);
-	v = 1;
-	MUST(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, &len) == 0);
-	SAME(v, 0);
-	v = 1;
-	MUST(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &v, sizeof(v)) == 0);
-	v = 33;
-	MUST(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &v, sizeof(v)) == 0);
-	v = 0;
-	MUST(getsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &v, &len) == 0);
-	SAME(v, 33);
-	ERRNO(setsockopt(fd, IPPROTO_TCP, 9999, &v, sizeof(v)), ENOPROTOOPT);
-	ERRNO(getsockopt(fd, IPPROTO_TCP, 9999, &v, &len), ENOPROTOOPT);
-	MUST(getsockopt(fd, SOL_SOCKET, SO_TYPE, &v, &len) == 0);
-	SAME(v, SOCK_STREAM);
-	MUST(getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &v, &len) == 0);
-	SAME(v, peer.ss.ss_family);
-	MUST(getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &v, &len) == 0);
-	SAME(v, IPPROTO_TCP);
-	MUST(getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &v, &len) == 0);
-	SAME(v, 0);
-}
-
-static void fionread_counts_what_waits(void)
-{
-	int fd = ask(&peer, "echo\n"), n = -1;
-	char buf[100];
-
-	MUST(ioctl(fd, FIONREAD, &n) == 0);
-	SAME(n, 0);
-	send_all(fd, "0123456789", 10);
-	SAME(recv(fd, buf, 10, MSG_PEEK | MSG_WAITALL), 10);
-	MUST(ioctl(fd, FIONREAD, &n) == 0);
-	SAME(n, 10);
-}
-
-static void a_forked_child_closing_its_copy_changes_nothing(void)
-{
-	int fd = ask(&peer, "echo\n");
-	pid_t pid = fork();
-
-	if (pid == 0) {
-		close(fd);
-		_exit(0);
-	}
-	MUST(waitpid(pid, NULL, 0) == pid);
-	send_all(fd, "z", 1);
-	recv_exactly(fd, &(char){0}, 1);
-}
-
-static void close_with_a_dup_left_keeps_the_connection(void)
-{
-	int fd = ask(&peer, "echo\n"), fd2 = dup(fd);
-
-	MUST(close(fd) == 0);
-	send_all(fd2, "z", 1);
-	recv_exactly(fd2, &(char){0}, 1);
-}
-
-static void sendfile_sends_a_file(void)
-{
-	int fd = ask(&peer, "echo\n"), file = open("/proc/self/exe", O_RDONLY);
-	char a[4096], b[4096];
-	off_t off = 0;
-
-	MUST(file >= 0);
-	SAME(sendfile(fd, file, &off, sizeof(a)), sizeof(a));
-	SAME(off, sizeof(a));
-	recv_exactly(fd, a, sizeof(a));
-	SAME(pread(file, b, sizeof(b), 0), sizeof(b));
-	MUST(memcmp(a, b, sizeof(a)) == 0);
-}
-
-static void splice_moves_bytes_both_ways(void)
-{
-	int fd = ask(&peer, "echo\n"), p[2];
-	char buf[100];
-
-	MUST(pipe(p) == 0);
-	SAME(write(p[1], "through a pipe", 14), 14);
-	SAME(splice(p[0], NULL, fd, NULL, 14, 0), 14);
-	SAME(recv(fd, buf, 14, MSG_PEEK | MSG_WAITALL), 14);
-	SAME(splice(fd, NULL, p[1], NULL, 14, 0), 14);
-	SAME(read(p[0], buf, sizeof(buf)), 14);
-	MUST(memcmp(buf, "through a pipe", 14) == 0);
-}
-
-static void scatter_and_gather_keep_the_order(void)
-{
-	int fd = ask(&peer, "echo\n");
-	char a[3], b[4];
-	struct iovec out[] = { { "ab", 2 }, { "", 0 }, { "cdefg", 5 } }, in[] = { { a, 3 }, { b, 4 } };
-	struct msghdr m = { .msg_iov = out, .msg_iovlen = 3 };
-
-	SAME(sendmsg(fd, &m, 0), 7);
-	m = (struct msghdr){ .msg_iov = in, .msg_iovlen = 2 };
-	SAME(recvmsg(fd, &m, MSG_WAITALL), 7);
-	MUST(memcmp(a, "abc", 3) == 0 && memcmp(b, "defg", 4) == 0);
-}
-
 enum { BULK = 6 << 20 };
 static int bulk_fd;
 
@@ -436,18 +218,6 @@ static void sixty_connections_at_once(void)
 	}
 }
 
-static void linger_zero_close_does_not_hang(void)
-{
-	int fd = ask(&peer, "source 100000\n");
-	struct linger l = { .l_onoff = 1, .l_linger = 0 };
-
-	recv_exactly(fd, &(char){0}, 1);
-	MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l)) == 0);
-	MUST(close(fd) == 0);
-	fd = ask(&peer, "echo\nq");
-	recv_exactly(fd, &(char){0}, 1);
-}
-
 static void shutdown_read_gives_eof(void)
 {
 	int fd = ask(&peer, "echo\n");
@@ -476,59 +246,25 @@ static void shutdown_from_another_thread_wakes_a_blocked_recv(void)
 	pthread_join(t, NULL);
 }
 
-static void connect_on_a_listening_or_unix_address_is_refused_as_natively(void)
-{
-	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0);
-	struct sockaddr un = { .sa_family = AF_UNIX };
-
-	ERRNO(connect(fd, &un, sizeof(un)), peer.ss.ss_family == AF_INET ? EAFNOSUPPORT : EINVAL);
-	ERRNO(connect(fd, (void *)&peer.ss, 3), EINVAL);
-	ERRNO(getpeername(fd, &un, &(socklen_t){ sizeof(un) }), ENOTCONN);
-	ERRNO(send(fd, "x", 1, MSG_NOSIGNAL), EPIPE);
-	ERRNO(recv(fd, &(char){0}, 1, 0), ENOTCONN);
-	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
-}
-
 int main(int argc, char **argv)
 {
-	if (argc != 4 && argc != 7) {
-		fprintf(stderr, "usage: %s PEER PORT CLOSED_PORT [DENIED_HOST DENIED_PORT DENIED_ERRNO]\n", argv[0]);
+	if (argc != 3) {
+		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
 		return 2;
 	}
 	peer = address(argv[1], argv[2]);
-	closed_peer = address(argv[1], argv[3]);
-	if (argc == 7) {
-		denied = address(argv[4], argv[5]);
-		denied_errno = atoi(argv[6]);
-		run_check("denied address gives the policy's errno", denied_address_gives_the_policys_errno);
-	}
 #define C(fn) run_check(#fn, fn)
-	C(blocking_connect_talks_and_knows_its_names);
-	C(getpeername_truncates_to_the_room_given_and_tells_the_real_length);
-	C(nonblocking_connect_reports_through_epoll_registered_before);
-	C(refused_connect_says_so);
-	C(refused_nonblocking_connect_sets_so_error_once);
 	C(half_close_lets_the_answer_come);
 	C(peer_half_close_is_eof_after_all_data_and_sending_still_works);
 	C(data_before_a_reset_is_delivered_then_econnreset);
 	C(recv_after_a_reset_gives_econnreset);
 	C(sending_after_shutdown_is_epipe_and_sigpipe);
 	C(recv_flags_peek_dontwait_waitall_trunc);
-	C(receive_timeout_is_eagain_and_does_not_lose_the_socket);
-	C(options_are_kept_and_unknown_ones_refused);
-	C(fionread_counts_what_waits);
-	C(a_forked_child_closing_its_copy_changes_nothing);
-	C(close_with_a_dup_left_keeps_the_connection);
-	C(sendfile_sends_a_file);
-	C(splice_moves_bytes_both_ways);
-	C(scatter_and_gather_keep_the_order);
 	C(a_long_echo_with_two_threads_loses_nothing);
 	C(a_peer_that_does_not_read_blocks_this_socket_only);
 	C(a_hundred_connections_one_after_another);
 	C(sixty_connections_at_once);
-	C(linger_zero_close_does_not_hang);
 	C(shutdown_read_gives_eof);
 	C(shutdown_from_another_thread_wakes_a_blocked_recv);
-	C(connect_on_a_listening_or_unix_address_is_refused_as_natively);
 	return finish_checks();
 }

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * io_check PEER PORT - the ways in which a program moves bytes and hears that it may: files, pipes, io_uring, zero-copy, signals, edges.
+ *
+ * PEER PORT is tests/e2e/peer.py.
+ */
+#include "check.h"
+#include <linux/errqueue.h>
+#include <linux/io_uring.h>
+#include <linux/sockios.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+static struct addr peer;
+
+static void fionread_counts_what_waits(void)
+{
+	int fd = ask(&peer, "echo\n"), n = -1;
+	char buf[100];
+
+	MUST(ioctl(fd, FIONREAD, &n) == 0);
+	SAME(n, 0);
+	send_all(fd, "0123456789", 10);
+	SAME(recv(fd, buf, 10, MSG_PEEK | MSG_WAITALL), 10);
+	MUST(ioctl(fd, FIONREAD, &n) == 0);
+	SAME(n, 10);
+}
+
+static void a_forked_child_closing_its_copy_changes_nothing(void)
+{
+	int fd = ask(&peer, "echo\n");
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		close(fd);
+		_exit(0);
+	}
+	MUST(waitpid(pid, NULL, 0) == pid);
+	send_all(fd, "z", 1);
+	recv_exactly(fd, &(char){0}, 1);
+}
+
+static void close_with_a_dup_left_keeps_the_connection(void)
+{
+	int fd = ask(&peer, "echo\n"), fd2 = dup(fd);
+
+	MUST(close(fd) == 0);
+	send_all(fd2, "z", 1);
+	recv_exactly(fd2, &(char){0}, 1);
+}
+
+static void sendfile_sends_a_file(void)
+{
+	int fd = ask(&peer, "echo\n"), file = open("/proc/self/exe", O_RDONLY);
+	char a[4096], b[4096];
+	off_t off = 0;
+
+	MUST(file >= 0);
+	SAME(sendfile(fd, file, &off, sizeof(a)), sizeof(a));
+	SAME(off, sizeof(a));
+	recv_exactly(fd, a, sizeof(a));
+	SAME(pread(file, b, sizeof(b), 0), sizeof(b));
+	MUST(memcmp(a, b, sizeof(a)) == 0);
+}
+
+static void splice_moves_bytes_both_ways(void)
+{
+	int fd = ask(&peer, "echo\n"), p[2];
+	char buf[100];
+
+	MUST(pipe(p) == 0);
+	SAME(write(p[1], "through a pipe", 14), 14);
+	SAME(splice(p[0], NULL, fd, NULL, 14, 0), 14);
+	SAME(recv(fd, buf, 14, MSG_PEEK | MSG_WAITALL), 14);
+	SAME(splice(fd, NULL, p[1], NULL, 14, 0), 14);
+	SAME(read(p[0], buf, sizeof(buf)), 14);
+	MUST(memcmp(buf, "through a pipe", 14) == 0);
+}
+
+static void scatter_and_gather_keep_the_order(void)
+{
+	int fd = ask(&peer, "echo\n");
+	char a[3], b[4];
+	struct iovec out[] = { { "ab", 2 }, { "", 0 }, { "cdefg", 5 } }, in[] = { { a, 3 }, { b, 4 } };
+	struct msghdr m = { .msg_iov = out, .msg_iovlen = 3 };
+
+	SAME(sendmsg(fd, &m, 0), 7);
+	m = (struct msghdr){ .msg_iov = in, .msg_iovlen = 2 };
+	SAME(recvmsg(fd, &m, MSG_WAITALL), 7);
+	MUST(memcmp(a, "abc", 3) == 0 && memcmp(b, "defg", 4) == 0);
+}
+
+static void each_arrival_is_one_edge(void)
+{
+	int fd = ask(&peer, "echo\n"), ep = epoll_create1(0);
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLET }, out;
+	char buf[4];
+
+	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev) == 0);
+	for (int i = 0; i < 3; i++) {		/* nothing is read in between: level-triggered it would stay ready */
+		send_all(fd, "e", 1);
+		SAME(epoll_wait(ep, &out, 1, CHECK_SECONDS * 1000), 1);
+		MUST(out.events & EPOLLIN);
+		SAME(epoll_wait(ep, &out, 1, 0), 0);
+	}
+	recv_exactly(fd, buf, 3);
+	MUST(shutdown(fd, SHUT_WR) == 0);	/* the echo ends, which is an edge, too */
+	do
+		SAME(epoll_wait(ep, &out, 1, CHECK_SECONDS * 1000), 1);
+	while (!(out.events & EPOLLIN));
+	SAME(recv(fd, buf, 1, 0), 0);
+}
+
+static int tick_fd, ticks;
+
+static void on_tick(int sig)
+{
+	(void)sig;
+	if (++ticks == 3 && tick_fd >= 0)
+		send(tick_fd, "r", 1, MSG_NOSIGNAL);	/* what comes back ends the recv() that was not interrupted */
+}
+
+static void a_signal_interrupts_recv_unless_it_restarts(void)
+{
+	struct itimerval every = { { 0, 20000 }, { 0, 20000 } };
+	struct sigaction sa = { .sa_handler = on_tick };
+	struct timeval tv = { .tv_sec = CHECK_SECONDS };
+	int fd = ask(&peer, "echo\n");
+	char c = 0;
+
+	tick_fd = -1;
+	MUST(sigaction(SIGALRM, &sa, NULL) == 0 && setitimer(ITIMER_REAL, &every, NULL) == 0);
+	ERRNO(recv(fd, &c, 1, 0), EINTR);
+	sa.sa_flags = SA_RESTART;
+	MUST(sigaction(SIGALRM, &sa, NULL) == 0);
+	ticks = 0;
+	tick_fd = fd;
+	SAME(recv(fd, &c, 1, 0), 1);
+	SAME(c, 'r');
+	tick_fd = -1;
+	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) == 0);
+	ERRNO(recv(fd, &c, 1, 0), EINTR);	/* signal(7): with a timeout never restarted */
+}
+
+static void a_descriptor_passed_to_another_process_works_there(void)
+{
+	union { char buf[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control = { { 0 } };
+	struct iovec iov = { "p", 1 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf, .msg_controllen = sizeof(control.buf) };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	int fd = ask(&peer, "echo\n"), pair[2], got, status;
+	pid_t pid;
+
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+	*c = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS };
+	memcpy(CMSG_DATA(c), &fd, sizeof(int));
+	SAME(sendmsg(pair[0], &m, 0), 1);
+	MUST(close(fd) == 0);			/* the only reference is on its way */
+	pid = fork();
+	if (pid == 0) {
+		m.msg_controllen = sizeof(control.buf);
+		iov.iov_base = &(char){0};
+		SAME(recvmsg(pair[1], &m, 0), 1);
+		memcpy(&got, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
+		send_all(got, "z", 1);
+		recv_exactly(got, &(char){0}, 1);
+		_exit(0);
+	}
+	MUST(waitpid(pid, &status, 0) == pid);
+	SAME(status, 0);
+}
+
+static void msg_more_and_cork_delay_and_lose_nothing(void)
+{
+	int fd = ask(&peer, "echo\n");
+	char buf[6];
+
+	SAME(send(fd, "ab", 2, MSG_MORE), 2);
+	SAME(send(fd, "c", 1, 0), 1);
+	recv_exactly(fd, buf, 3);
+	MUST(memcmp(buf, "abc", 3) == 0);
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_CORK, &(int){1}, sizeof(int)) == 0);
+	send_all(fd, "d", 1);
+	send_all(fd, "ef", 2);
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_CORK, &(int){0}, sizeof(int)) == 0);
+	recv_exactly(fd, buf, 3);
+	MUST(memcmp(buf, "def", 3) == 0);
+}
+
+/* ------------------------------------------------------------------------------------------------------------ io_uring */
+
+static struct ring {
+	int fd;
+	uint32_t *sq_tail, *sq_mask, *sq_array, *cq_head, *cq_tail, *cq_mask;
+	struct io_uring_sqe *sqes;
+	struct io_uring_cqe *cqes;
+} ring;
+
+static void ring_open(void)
+{
+	struct io_uring_params p = { 0 };
+	char *map;
+
+	ring.fd = syscall(__NR_io_uring_setup, 8, &p);
+	if (ring.fd < 0 && (errno == ENOSYS || errno == EPERM))
+		skip("this kernel has no io_uring, or forbids it here");
+	MUST(ring.fd >= 0 && p.features & IORING_FEAT_SINGLE_MMAP);
+	map = mmap(NULL, p.sq_off.array + p.sq_entries * 4 > p.cq_off.cqes + p.cq_entries * sizeof(*ring.cqes) ?
+		   p.sq_off.array + p.sq_entries * 4 : p.cq_off.cqes + p.cq_entries * sizeof(*ring.cqes),
+		   PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring.fd, IORING_OFF_SQ_RING);
+	ring.sqes = mmap(NULL, p.sq_entries * sizeof(*ring.sqes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring.fd, IORING_OFF_SQES);
+	MUST(map != MAP_FAILED && ring.sqes != MAP_FAILED);
+	ring.sq_tail = (void *)(map + p.sq_off.tail);
+	ring.sq_mask = (void *)(map + p.sq_off.ring_mask);
+	ring.sq_array = (void *)(map + p.sq_off.array);
+	ring.cq_head = (void *)(map + p.cq_off.head);
+	ring.cq_tail = (void *)(map + p.cq_off.tail);
+	ring.cq_mask = (void *)(map + p.cq_off.ring_mask);
+	ring.cqes = (void *)(map + p.cq_off.cqes);
+}
+
+static void ring_submit(uint8_t op, int fd, const void *addr, uint32_t len, uint64_t off, uint32_t flags, uint64_t name)
+{
+	uint32_t tail = *ring.sq_tail, i = tail & *ring.sq_mask;
+
+	ring.sqes[i] = (struct io_uring_sqe){ .opcode = op, .fd = fd, .addr = (uintptr_t)addr, .len = len, .off = off, .msg_flags = flags,
+		.user_data = name };
+	ring.sq_array[i] = i;
+	__atomic_store_n(ring.sq_tail, tail + 1, __ATOMIC_RELEASE);
+	SAME(syscall(__NR_io_uring_enter, ring.fd, 1, 0, 0, NULL, 0), 1);
+}
+
+/* the next completion: its result; whose it is */
+static int ring_wait(uint64_t *name)
+{
+	uint32_t head = *ring.cq_head;
+	struct io_uring_cqe cqe;
+
+	while (__atomic_load_n(ring.cq_tail, __ATOMIC_ACQUIRE) == head)
+		MUST(syscall(__NR_io_uring_enter, ring.fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0) >= 0 || errno == EINTR);
+	cqe = ring.cqes[head & *ring.cq_mask];
+	__atomic_store_n(ring.cq_head, head + 1, __ATOMIC_RELEASE);
+	*name = cqe.user_data;
+	return cqe.res;
+}
+
+static void io_uring_connects_sends_receives_and_polls(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0);
+	char buf[8] = "";
+	uint64_t name;
+
+	ring_open();
+	ring_submit(IORING_OP_CONNECT, fd, &peer.ss, 0, peer.len, 0, 1);
+	SAME(ring_wait(&name), 0);
+	ring_submit(IORING_OP_RECV, fd, buf, 5, 0, MSG_WAITALL, 2);	/* before there is anything */
+	ring_submit(IORING_OP_POLL_ADD, fd, NULL, 0, 0, POLLRDHUP, 3);
+	ring_submit(IORING_OP_SEND, fd, "echo\nrings", 10, 0, MSG_NOSIGNAL, 4);
+	for (int left = 2; left; left--) {
+		int got = ring_wait(&name);
+
+		MUST(name == 2 || name == 4);
+		SAME(got, name == 2 ? 5 : 10);
+	}
+	MUST(memcmp(buf, "rings", 5) == 0);
+	ring_submit(IORING_OP_SHUTDOWN, fd, NULL, SHUT_WR, 0, 0, 5);
+	for (int left = 2; left; left--) {
+		int got = ring_wait(&name);
+
+		MUST(name == 3 || name == 5);
+		if (name == 5)
+			SAME(got, 0);
+		else
+			MUST(got & POLLRDHUP);
+	}
+	ring_submit(IORING_OP_RECV, fd, buf, 1, 0, 0, 6);
+	SAME(ring_wait(&name), 0);
+	ring_submit(IORING_OP_CLOSE, fd, NULL, 0, 0, 0, 7);
+	SAME(ring_wait(&name), 0);
+}
+
+static void io_uring_accepts_on_loopback(void)
+{
+	struct addr a = address(peer.ss.ss_family == AF_INET ? "0.0.0.0" : "::", "0"), to;
+	int l = socket(peer.ss.ss_family, SOCK_STREAM, 0), fd, conn;
+	char port[8];
+	uint64_t name;
+
+	ring_open();
+	MUST(bind(l, (void *)&a.ss, a.len) == 0 && listen(l, 5) == 0 && getsockname(l, (void *)&a.ss, &a.len) == 0);
+	snprintf(port, sizeof(port), "%d", port_of(&a));
+	to = address(peer.ss.ss_family == AF_INET ? "127.0.0.1" : "::1", port);
+	ring_submit(IORING_OP_ACCEPT, l, NULL, 0, 0, 0, 1);
+	fd = open_connected(&to);
+	conn = ring_wait(&name);
+	MUST(conn >= 0);
+	send_all(fd, "a", 1);
+	recv_exactly(conn, &(char){0}, 1);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 3) {
+		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
+		return 2;
+	}
+	peer = address(argv[1], argv[2]);
+#define C(fn) run_check(#fn, fn)
+	C(fionread_counts_what_waits);
+	C(scatter_and_gather_keep_the_order);
+	C(msg_more_and_cork_delay_and_lose_nothing);
+	C(sendfile_sends_a_file);
+	C(splice_moves_bytes_both_ways);
+	C(io_uring_connects_sends_receives_and_polls);
+	C(io_uring_accepts_on_loopback);
+	C(each_arrival_is_one_edge);
+	C(a_signal_interrupts_recv_unless_it_restarts);
+	C(a_forked_child_closing_its_copy_changes_nothing);
+	C(close_with_a_dup_left_keeps_the_connection);
+	C(a_descriptor_passed_to_another_process_works_there);
+	return finish_checks();
+}

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/*
+ * option_check PEER PORT - socket options of a TCP client, set before and after it is connected. PEER PORT is tests/e2e/peer.py.
+ */
+#include "check.h"
+#include <sched.h>
+
+#ifndef SO_COOKIE
+#define SO_COOKIE 57
+#endif
+
+static struct addr peer;
+
+static void options_are_kept_and_unknown_ones_refused(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0), v = 1;
+	socklen_t len = sizeof(v);
+
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, sizeof(v)) == 0);	/* before the takeover */
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	v = 0;
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, &len) == 0);
+	SAME(v, 1);
+	v = 0;
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, sizeof(v)) == 0);
+	v = 1;
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, &len) == 0);
+	SAME(v, 0);
+	v = 1;
+	MUST(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &v, sizeof(v)) == 0);
+	v = 33;
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &v, sizeof(v)) == 0);
+	v = 0;
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &v, &len) == 0);
+	SAME(v, 33);
+	ERRNO(setsockopt(fd, IPPROTO_TCP, 9999, &v, sizeof(v)), ENOPROTOOPT);
+	ERRNO(getsockopt(fd, IPPROTO_TCP, 9999, &v, &len), ENOPROTOOPT);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_TYPE, &v, &len) == 0);
+	SAME(v, SOCK_STREAM);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &v, &len) == 0);
+	SAME(v, peer.ss.ss_family);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &v, &len) == 0);
+	SAME(v, IPPROTO_TCP);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &v, &len) == 0);
+	SAME(v, 0);
+}
+
+static void linger_zero_close_does_not_hang(void)
+{
+	int fd = ask(&peer, "source 100000\n");
+	struct linger l = { .l_onoff = 1, .l_linger = 0 };
+
+	recv_exactly(fd, &(char){0}, 1);
+	MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l)) == 0);
+	MUST(close(fd) == 0);
+	fd = ask(&peer, "echo\nq");
+	recv_exactly(fd, &(char){0}, 1);
+}
+
+static void receive_timeout_is_eagain_and_does_not_lose_the_socket(void)
+{
+	int fd = ask(&peer, "echo\n");
+	struct timeval tv = { .tv_usec = 50000 };
+
+	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) == 0);
+	ERRNO(recv(fd, &(char){0}, 1, 0), EAGAIN);
+	tv = (struct timeval){ .tv_sec = CHECK_SECONDS };
+	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)) == 0);
+	send_all(fd, "y", 1);
+	recv_exactly(fd, &(char){0}, 1);
+}
+
+static int get(int fd, int level, int name)
+{
+	int v = -1;
+	socklen_t len = sizeof(v);
+
+	if (getsockopt(fd, level, name, &v, &len))
+		fail("getsockopt(%d, %d): %s", level, name, strerror(errno));
+	SAME(len, sizeof(v));
+	return v;
+}
+
+static void set(int fd, int level, int name, int v)
+{
+	if (setsockopt(fd, level, name, &v, sizeof(v)))
+		fail("setsockopt(%d, %d, %d): %s", level, name, v, strerror(errno));
+}
+
+static void what_is_set_is_what_is_read_before_and_after_connecting(void)
+{
+	static const struct { int level, name, before, after; } options[] = {
+		{ IPPROTO_TCP, TCP_NODELAY, 1, 0 }, { IPPROTO_TCP, TCP_KEEPIDLE, 100, 101 }, { IPPROTO_TCP, TCP_KEEPINTVL, 20, 21 },
+		{ IPPROTO_TCP, TCP_KEEPCNT, 4, 5 }, { IPPROTO_TCP, TCP_USER_TIMEOUT, 30000, 31000 }, { IPPROTO_TCP, TCP_SYNCNT, 3, 4 },
+		{ SOL_SOCKET, SO_KEEPALIVE, 1, 0 }, { SOL_SOCKET, SO_OOBINLINE, 1, 0 },
+		{ SOL_SOCKET, SO_RCVLOWAT, 1, 7 }, { IPPROTO_IP, IP_TOS, 0x10, 0x08 }, { IPPROTO_IP, IP_TTL, 60, 61 },
+	};
+	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0);
+
+	for (size_t i = 0; i < sizeof(options) / sizeof(*options); i++)
+		set(fd, options[i].level, options[i].name, options[i].before);
+	if (peer.ss.ss_family == AF_INET6)
+		set(fd, IPPROTO_IPV6, IPV6_TCLASS, 0x20);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	for (size_t i = 0; i < sizeof(options) / sizeof(*options); i++) {
+		SAME(get(fd, options[i].level, options[i].name), options[i].before);
+		set(fd, options[i].level, options[i].name, options[i].after);
+		SAME(get(fd, options[i].level, options[i].name), options[i].after);
+	}
+	if (peer.ss.ss_family == AF_INET6) {
+		SAME(get(fd, IPPROTO_IPV6, IPV6_TCLASS), 0x20);
+		set(fd, IPPROTO_IPV6, IPV6_TCLASS, 0x30);
+		SAME(get(fd, IPPROTO_IPV6, IPV6_TCLASS), 0x30);
+	}
+	set(fd, SOL_SOCKET, SO_RCVLOWAT, 1);
+	send_all(fd, "echo\no", 6);
+	recv_exactly(fd, &(char){0}, 1);
+}
+
+static void wrong_values_are_refused_as_natively(void)
+{
+	int fd = open_connected(&peer), v = 0;
+	struct timeval tv = { .tv_usec = 2000000 };
+
+	ERRNO(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &v, sizeof(v)), EINVAL);
+	v = -1;
+	ERRNO(setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &v, sizeof(v)), EINVAL);
+	v = 1000;
+	ERRNO(setsockopt(fd, IPPROTO_IP, IP_TTL, &v, sizeof(v)), EINVAL);
+	ERRNO(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &v, 1), EINVAL);
+	ERRNO(setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, (void *)8, sizeof(v)), EFAULT);
+	ERRNO(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof(tv)), EDOM);
+	ERRNO(setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "nonsense", 8), ENOENT);
+	ERRNO(setsockopt(fd, SOL_SOCKET, 9999, &v, sizeof(v)), ENOPROTOOPT);
+	ERRNO(getsockopt(fd, SOL_SOCKET, 9999, &v, &(socklen_t){ sizeof(v) }), ENOPROTOOPT);
+	ERRNO(setsockopt(fd, 12345, 1, &v, sizeof(v)), ENOPROTOOPT);
+	ERRNO(getsockopt(fd, 12345, 1, &v, &(socklen_t){ sizeof(v) }), peer.ss.ss_family == AF_INET ? EOPNOTSUPP : ENOPROTOOPT);
+}
+
+static void tcp_info_tells_of_the_connection(void)
+{
+	int fd = ask(&peer, "source 10\n");
+	struct tcp_info info = { 0 };
+	socklen_t len = sizeof(info);
+	char buf[10];
+
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0);
+	MUST(len > 100);
+	MUST(info.tcpi_state == TCP_ESTABLISHED || info.tcpi_state == TCP_CLOSE_WAIT);
+	MUST(info.tcpi_snd_mss > 500);
+	MUST(info.tcpi_rtt > 0);
+	recv_exactly(fd, buf, 10);
+	SAME(recv(fd, buf, 1, 0), 0);
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0);
+	SAME(info.tcpi_state, TCP_CLOSE_WAIT);
+	len = 1;			/* a program built for an older kernel has a shorter one */
+	info.tcpi_state = info.tcpi_ca_state = 77;
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0);
+	SAME(len, 1);
+	SAME(info.tcpi_state, TCP_CLOSE_WAIT);
+	SAME(info.tcpi_ca_state, 77);
+	len = -1;
+	ERRNO(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len), EINVAL);
+}
+
+static void congestion_control_is_by_name(void)
+{
+	int fd = open_connected(&peer);
+	char name[16] = "";
+	socklen_t len = sizeof(name);
+
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4) == 0);
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &len) == 0);
+	if (strcmp(name, "reno"))
+		fail("congestion control is \"%s\"", name);
+}
+
+static void a_cookie_is_the_sockets_for_life(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0), other = open_connected(&peer);
+	uint64_t before = 0, after = 0, another = 0;
+	socklen_t len = sizeof(before);
+
+	MUST(getsockopt(fd, SOL_SOCKET, SO_COOKIE, &before, &len) == 0 && before);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_COOKIE, &after, &len) == 0);
+	MUST(getsockopt(other, SOL_SOCKET, SO_COOKIE, &another, &len) == 0);
+	MUST(after == before && another != before);
+}
+
+/* until so many bytes wait: what the peer sends has no event of its own while poll() may not tell */
+static void await_queued(int fd, int want)
+{
+	int n = 0;
+
+	while (ioctl(fd, FIONREAD, &n) == 0 && n < want)
+		sched_yield();
+	SAME(n, want);
+}
+
+static void rcvlowat_holds_back_poll_and_recv(void)
+{
+	int fd = ask(&peer, "echo\n");
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	char buf[10];
+
+	set(fd, SOL_SOCKET, SO_RCVLOWAT, 5);
+	send_all(fd, "abc", 3);
+	await_queued(fd, 3);
+	SAME(poll(&p, 1, 0), 0);
+	SAME(recv(fd, buf, sizeof(buf), MSG_DONTWAIT), 3);	/* who does not wait gets what there is */
+	send_all(fd, "def", 3);
+	await_queued(fd, 3);
+	SAME(poll(&p, 1, 0), 0);
+	send_all(fd, "gh", 2);
+	MUST(wait_for(fd, POLLIN) & POLLIN);
+	SAME(recv(fd, buf, sizeof(buf), 0), 5);
+	send_all(fd, "ijkl", 4);
+	await_queued(fd, 4);
+	set(fd, SOL_SOCKET, SO_RCVLOWAT, 4);
+	SAME(recv(fd, buf, sizeof(buf), 0), 4);
+	send_all(fd, "mn", 2);
+	await_queued(fd, 2);
+	SAME(recv(fd, buf, 1, 0), 1);				/* never more than was asked for */
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 3) {
+		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
+		return 2;
+	}
+	peer = address(argv[1], argv[2]);
+#define C(fn) run_check(#fn, fn)
+	C(options_are_kept_and_unknown_ones_refused);
+	C(what_is_set_is_what_is_read_before_and_after_connecting);
+	C(wrong_values_are_refused_as_natively);
+	C(tcp_info_tells_of_the_connection);
+	C(congestion_control_is_by_name);
+	C(a_cookie_is_the_sockets_for_life);
+	C(receive_timeout_is_eagain_and_does_not_lose_the_socket);
+	C(rcvlowat_holds_back_poll_and_recv);
+	C(linger_zero_close_does_not_hang);
+	return finish_checks();
+}
