@@ -114,10 +114,10 @@ def test_unnamed_address_stays_native(offload: Site) -> None:
 
 
 def test_guest_loopback_stays_native(offload: Site) -> None:
-    before = offload.backend.stats("vm1")["events"]
+    before = offload.backend.stats("vm1")["opened"]
     offload.vm.run("mkdir -p /tmp/local && echo local >/tmp/local/x && httpd -p 127.0.0.1:81 -h /tmp/local")
     assert offload.vm.run("wget -q -O - http://127.0.0.1:81/x").text == "local"
-    assert offload.backend.stats("vm1")["events"] == before
+    assert offload.backend.stats("vm1")["opened"] == before
 
 
 def _dns_answer(query: bytes) -> bytes:

@@ -111,7 +111,7 @@ def test_no_flow_is_left_when_programs_ended_and_the_back_end_ends_cleanly(new_s
         assert over(sock)
     holding.wait()
     assert not place.hwsock()
-    wait_until(lambda: place.backend.stats("vm1")["flows"] == 0, "the device has no flow")
+    place.backend.idle("vm1")
 
     # and with one
     place.vm.start(HOLD)

@@ -107,6 +107,17 @@ class Backend(Program):
         line = self.await_log(rf"stats name={re.escape(name)} (.*)\n", start)[1]
         return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
 
+    def idle(self, name: str) -> dict[str, int]:
+        """`stats`, once the device has no flow: every event of those that it had is counted."""
+        stats: dict[str, int] = {}
+
+        def none() -> bool:
+            stats.update(self.stats(name))
+            return stats["flows"] == 0
+
+        wait_until(none, "the device has no flow")
+        return stats
+
 
 class Qmp:
     """QEMU's control socket."""
