@@ -4,7 +4,8 @@
  *
  * There is no thread: the target is compiled together with vs_engine.c and makes its turns itself, so an input always does the same.
  * The input is a list of steps: messages of the driver with any field wrong, buffers posted, answers to events (also late, twice and
- * with the wrong kind of descriptor), bytes, EOFs and resets of host peers, rings that go and come back, new epochs. After each turn:
+ * with the wrong kind of descriptor), bytes, EOFs and resets of host peers, packets of IPX with anything wrong, rings that go and come
+ * back, new epochs. After each turn:
  *
  *	- no chain stays popped; flows, buffered bytes, events and queued messages are within their bounds
  *	- what comes to the driver is a whole message of a type that the device sends
@@ -71,13 +72,14 @@ static void answer(struct cursor *c)
 	struct vse_event *ev;
 	char uri[VSE_PAYLOAD_MAX + 1];
 	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	bool dgram;
+	bool dgram, ipx;
 
 	s.nevents = s.nevents < EVENTS ? s.nevents : 0;
 	s.nevents += (unsigned)vse_events(s.e, s.events + s.nevents, (int)(EVENTS - s.nevents));
 	/* as a rule the youngest; an old one, or one that was answered, is late */
 	ev = &s.events[below(c, 4) && s.nevents ? s.nevents - 1 : below(c, EVENTS)];
-	dgram = ev->len > sizeof(struct vso_open) && ev->payload[sizeof(struct vso_open)] == 'u';
+	dgram = ev->len > sizeof(struct vso_open) && strchr("ui", ev->payload[sizeof(struct vso_open)]);
+	ipx = dgram && ev->payload[sizeof(struct vso_open) + 1] == 'p';
 	memcpy(uri, ev->payload, ev->len);
 	uri[ev->len] = 0;
 	switch (ev->type) {
@@ -88,17 +90,63 @@ static void answer(struct cursor *c)
 			vse_refuse(s.e, ev->handle, below(c, 3), (uint32_t)take(c, 1));
 		break;
 	case VSE_EV_BIND:
-		if (below(c, 4))
+		if (ipx && below(c, 4))
+			vse_ipx_bound(s.e, ev->handle, (uint16_t)(below(c, 3) ? 0x4000 + below(c, 3) : 0), (char[VSO_URI_MAX + 1]){ 0 });
+		else if (below(c, 4))
 			vse_bound(s.e, ev->handle, dgram ? some_socket(c, SOCK_DGRAM) : bound_socket(), "tcp://0.0.0.0:80");
 		else
 			vse_refuse(s.e, ev->handle, below(c, 3), (uint32_t)take(c, 1));
 		break;
 	case VSE_EV_DGRAM_DEST:
+		if (below(c, 2))
+			getsockname(s.node, (struct sockaddr *)&to, &(socklen_t){ sizeof(to) });
 		vse_dgram_dest(s.e, ev->handle, uri, &to, sizeof(to), below(c, 4) ? VSO_OFFLOAD : VSO_NATIVE, below(c, 4) ? 0 : EACCES);
 		break;
 	}
 	if (below(c, 16) == 0)
 		vse_reset_flow(s.e, ev->handle, ECONNRESET);
+}
+
+/* a packet of IPX from the peer to the guest's node; as a rule with one thing wrong, or none */
+static void send_packet(struct cursor *c)
+{
+	uint8_t packet[300] = { 0xff, 0xff, 0, (uint8_t)(30 + below(c, 200)), 0, 4 };
+	struct sockaddr_in me = { 0 };
+	size_t len = packet[3];
+
+	getsockname(s.node, (struct sockaddr *)&me, &(socklen_t){ sizeof(me) });
+	packet[9] = packet[21] = 0xa1;
+	memcpy(packet + 10, &s.at.sin_port, 2);
+	memcpy(packet + 12, &s.at.sin_addr, 4);
+	if (below(c, 4) == 0)
+		memset(packet + 10, 0xff, 6);
+	packet[16] = 0x40;
+	packet[17] = (uint8_t)below(c, 3);
+	memcpy(packet + 22, &me.sin_port, 2);
+	memcpy(packet + 24, &me.sin_addr, 4);
+	if (below(c, 2))
+		packet[below(c, 30)] = (uint8_t)take(c, 1);
+	if (below(c, 4) == 0)
+		len = below(c, sizeof(packet));
+	sendto(s.node, packet, len, MSG_DONTWAIT, (struct sockaddr *)&s.at, sizeof(s.at));
+}
+
+/* the guest is a node of IPX, and so is the host */
+static void make_node(void)
+{
+	struct sockaddr_in any = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fds[2] = { socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0) };
+	uint8_t peer[6];
+
+	for (int i = 0; i < 2; i++)
+		MUST(fds[i] >= 0 && !bind(fds[i], (struct sockaddr *)&any, sizeof(any)), "no UDP");
+	s.node = fds[0];
+	getsockname(fds[1], (struct sockaddr *)&s.at, &(socklen_t){ sizeof(s.at) });
+	getsockname(fds[0], (struct sockaddr *)&any, &(socklen_t){ sizeof(any) });
+	memcpy(peer, &any.sin_port, 2);
+	memcpy(peer + 2, &any.sin_addr, 4);
+	snprintf(s.peer_uri, sizeof(s.peer_uri), "ipx://000000a1.%02x%02x7f000001.4000", peer[0], peer[1]);
+	MUST(vse_ipx_open(s.e, fds[1], 0xa1, peer, 1) == 0, "no node");
 }
 
 /* a connection to where a bound socket listens, or -1; *fd is any peer */
@@ -222,23 +270,26 @@ static void make_turn(void)
 /* a flow as an honest guest has it, so that the rest of the input finds one to spoil: a stream, a datagram socket or a listener */
 static void open_flow(struct cursor *c)
 {
-	static const char *const uris[] = { "tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp://0.0.0.0:80" };
-	uint32_t kind = below(c, 3), id = 1 + below(c, 3), n = 4;
-	struct { struct vso_open open; char uri[24]; } open = { .open.uri_len = (uint16_t)strlen(uris[kind]) };
+	static const char *const uris[] = { "tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp://0.0.0.0:80", "icmp://10.0.0.1:0",
+					    "ipx://00000000.000000000000.4000" };
+	uint32_t kind = below(c, 5), id = 1 + below(c, 3), n = 4;
+	struct { struct vso_open open; char uri[40]; } open = { .open.uri_len = (uint16_t)strlen(uris[kind]) };
 	struct vse_event ev[8];
 	int fd;
 
 	while (n--)
 		post_buffer(c);
 	memcpy(open.uri, uris[kind], open.open.uri_len);
-	open.open.flags = kind == 1 && below(c, 2) ? VSO_OPEN_ADDR_ONLY : 0;
-	say(kind == 2 ? VSO_BIND : VSO_CONNECT, id, 0, 4096, &open, sizeof(open.open) + open.open.uri_len);
+	open.open.flags = kind % 2 && below(c, 2) ? VSO_OPEN_ADDR_ONLY : 0;
+	say(kind && kind % 2 == 0 ? VSO_BIND : VSO_CONNECT, id, 0, 4096, &open, sizeof(open.open) + open.open.uri_len);
 	make_turn();
 	for (int i = 0, got = vse_events(s.e, ev, 8); i < got; i++) {
-		if (ev[i].type == VSE_EV_BIND)
+		if (ev[i].type == VSE_EV_BIND && kind == 4)
+			vse_ipx_bound(s.e, ev[i].handle, 0x4000, (char[VSO_URI_MAX + 1]){ 0 });
+		else if (ev[i].type == VSE_EV_BIND)
 			vse_bound(s.e, ev[i].handle, bound_socket(), "tcp://0.0.0.0:80");
 		else if (ev[i].type == VSE_EV_CONNECT)
-			vse_connected(s.e, ev[i].handle, some_socket(c, kind == 1 ? SOCK_DGRAM : SOCK_STREAM), "tcp://1.2.3.4:5", "tcp://5.6.7.8:9");
+			vse_connected(s.e, ev[i].handle, some_socket(c, kind % 2 ? SOCK_DGRAM : SOCK_STREAM), "tcp://1.2.3.4:5", "tcp://5.6.7.8:9");
 	}
 	if (kind == 2) {
 		say(VSO_LISTEN, id, 4, 4, "", 0);
@@ -246,6 +297,8 @@ static void open_flow(struct cursor *c)
 		fd = s.rings[0].attached ? connect_to_bound(&s.peers[below(c, PEERS)]) : -1;
 		if (fd >= 0)
 			keep_peer(fd);
+	} else if (kind == 4) {
+		send_packet(c);
 	} else {
 		static const uint8_t bytes[256] = { [2] = 1 };
 
@@ -254,11 +307,13 @@ static void open_flow(struct cursor *c)
 	make_turn();
 }
 
+enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX };
+
 static void set_up(struct cursor *c)
 {
 	struct vse_config config = {
 		.pairs = PAIRS, .max_flows = MAX_FLOWS, .buf_alloc = 4096, .buf_total = 10000,
-		.features = VSO_F_DGRAM | VSO_F_DGRAM_INFO, .linger_ms = 1,
+		.features = FEATURES, .linger_ms = 1,
 	};
 	struct vs_mem *empty = vs_mem_new();
 	struct vs_err err = { 0 };
@@ -269,6 +324,7 @@ static void set_up(struct cursor *c)
 	vs_region_put(r);
 	s.e = vse_new(&config, &err);
 	MUST(s.e && s.mem, "%s", err.text);
+	make_node();
 	memset(ram, 0, RINGS * RING);
 	memset(s.rings, 0, sizeof(s.rings));
 	memset(s.events, 0, sizeof(s.events));
@@ -285,7 +341,7 @@ static void set_up(struct cursor *c)
 	}
 	if (take(c, 1) & 7) {	/* nearly always */
 		struct vso_hdr h = { .type = VSO_HELLO, .len = sizeof(struct vso_hello) };
-		struct vso_hello hello = { .magic = VSO_MAGIC, .abi_major = VSO_ABI_MAJOR, .epoch = 1, .features = VSO_F_DGRAM | VSO_F_DGRAM_INFO, .pairs = PAIRS };
+		struct vso_hello hello = { .magic = VSO_MAGIC, .abi_major = VSO_ABI_MAJOR, .epoch = 1, .features = FEATURES, .pairs = PAIRS };
 		struct desc d = { GPA + TX, sizeof(h) + sizeof(hello), 0, 0 };
 
 		memcpy(ram + TX, &h, sizeof(h));
@@ -315,8 +371,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		case 8 ... 9:
 			answer(&c);
 			break;
-		case 10 ... 11:
+		case 10:
 			peer(&c);
+			break;
+		case 11:
+			if (below(&c, 2))
+				peer(&c);
+			else
+				send_packet(&c);
 			break;
 		case 12:
 			toggle_ring(&c);
@@ -339,6 +401,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (int i = 0; i < PEERS; i++)
 		if (s.peers[i] >= 0)
 			close(s.peers[i]);
+	close(s.node);
 	vs_mem_put(s.mem);
 	MUST(!vs_region_count_live(), "%d regions are still mapped", vs_region_count_live());
 	MUST(next_fd() == fds, "descriptor %d is still open", fds);

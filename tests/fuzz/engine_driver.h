@@ -37,6 +37,9 @@ static struct {
 	struct vse_event events[EVENTS];	/* requests of the engine, answered or not */
 	unsigned nevents, closes, closed;
 	uint32_t last_id;		/* of a flow that the device announced */
+	int node;			/* a UDP socket, peer of the guest's node of IPX */
+	struct sockaddr_in at;		/* where the guest's is */
+	char peer_uri[40];		/* socket 4000 of the peer's */
 } s;
 
 static uint16_t *word(int ring, uint32_t at)
@@ -82,8 +85,9 @@ static uint32_t some_id(struct cursor *c)
 /* what the payload of a message looks like; returns its length */
 static uint32_t payload(struct cursor *c, uint16_t type, uint8_t *to)
 {
-	static const char *const uris[] = { "tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp6://::1/80", "x", "udp://10.0.0.2:53" };
-	const char *uri = uris[below(c, 5)];
+	const char *const uris[] = { "tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp6://::1/80", "x", "udp://10.0.0.2:53",
+				     "icmp://10.0.0.1:0", "ipx://00000000.ffffffffffff.4000", s.peer_uri };
+	const char *uri = uris[below(c, 8)];
 	uint16_t uri_len = (uint16_t)strlen(uri);
 	uint32_t n = 0;
 
@@ -119,7 +123,7 @@ static uint32_t payload(struct cursor *c, uint16_t type, uint8_t *to)
 	case VSO_DGRAM:
 		*(struct vso_dgram *)to = (struct vso_dgram){
 			.uri_len = below(c, 4) ? uri_len : (uint16_t)odd_number(c), .flags = below(c, 4) ? 0 : (uint16_t)take(c, 1),
-			.ttl = (uint8_t)below(c, 256), .segment = (uint16_t)below(c, 200),
+			.ttl = (uint8_t)below(c, 256), .tos = (uint8_t)below(c, 256), .segment = (uint16_t)below(c, 200),
 		};
 		memcpy(to + sizeof(struct vso_dgram), uri, uri_len);
 		n = sizeof(struct vso_dgram) + uri_len + below(c, 300);

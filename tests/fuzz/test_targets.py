@@ -31,6 +31,7 @@ PLANTED = {
     ),
     "bytes of a message that nobody accounts for": ("engine/vs_seqpkt.c", "\te->reserved += cap - f->wcap;\n", "", "vsock"),
     "a chain that the engine forgets": ("engine/vs_listen.c", "vse_rx_unget(f->pair, c);\n\t\tswitch", "switch", "engine"),
+    "a socket number of IPX that outlives its flow": ("engine/vs_flow.c", "\tvse_ipx_free(f);\n", "", "engine"),
 }  # fmt: skip
 
 
