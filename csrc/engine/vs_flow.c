@@ -102,7 +102,7 @@ void vse_flow_rest(struct vse_flow *f)
 
 int vse_flow_poll(struct vse_flow *f)
 {
-	struct epoll_event ev = { .events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = f->handle };
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = f->handle };
 
 	if (epoll_ctl(f->pair->e->ep, EPOLL_CTL_ADD, f->fd, &ev))
 		return -errno;
@@ -238,8 +238,10 @@ void vse_flow_close(struct vse_flow *f, bool abort)
 
 void vse_flow_ready(struct vse_flow *f, uint32_t events)
 {
-	if (events & (EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP))
+	if (events & (EPOLLIN | EPOLLPRI | EPOLLERR | EPOLLHUP | EPOLLRDHUP))
 		f->readable = true;
+	if (events & EPOLLPRI)
+		vse_urgent_seen(f);
 	if (events & (EPOLLERR | EPOLLHUP | EPOLLRDHUP))
 		f->hup = true;
 	if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))

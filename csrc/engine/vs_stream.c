@@ -78,8 +78,11 @@ void vse_stream_failed(struct vse_flow *f, int error)
 	vse_flow_run(f);
 }
 
-/* send as much as the host takes; uses up iov. Returns the bytes it took. */
-static size_t host_send(struct vse_flow *f, struct iovec *iov, int cnt)
+/*
+ * Send as much as the host takes; uses up iov. Returns the bytes it took. With MSG_OOB in flags it is one byte: a peer that knows no
+ * urgent data (a Unix socket of an old kernel) gets it as one of the stream, which loses less than the byte.
+ */
+static size_t host_send(struct vse_flow *f, struct iovec *iov, int cnt, int flags)
 {
 	struct msghdr msg = { 0 };
 	size_t done = 0;
@@ -88,10 +91,14 @@ static size_t host_send(struct vse_flow *f, struct iovec *iov, int cnt)
 	while (cnt && f->writable) {
 		msg.msg_iov = iov;
 		msg.msg_iovlen = (size_t)MIN(cnt, (int)VSE_IOV_CALL);
-		n = sendmsg(f->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+		n = sendmsg(f->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT | flags);
 		if (n < 0) {
 			if (errno == EINTR)
 				continue;
+			if (errno == EOPNOTSUPP && flags) {
+				flags = 0;
+				continue;
+			}
 			f->writable = false;
 			/* EFAULT: the guest's memory is gone; the ring learns it from its own access */
 			if (errno != EAGAIN)
@@ -180,12 +187,14 @@ static void wbuf_send(struct vse_flow *f)
 	if (f->seq)
 		vse_seq_send(f);
 	while (!f->seq && f->wlen && f->writable) {
-		uint32_t first = MIN(f->wlen, f->wcap - f->whead);
-		struct iovec iov[2] = { { f->wbuf + f->whead, first }, { f->wbuf, f->wlen - first } };
-		uint32_t n = (uint32_t)host_send(f, iov, iov[1].iov_len ? 2 : 1);
+		uint32_t ahead = f->urgent_out ? f->urgent_at - f->fwd_cnt : f->wlen;
+		uint32_t len = ahead ? MIN(f->wlen, ahead) : 1, first = MIN(len, f->wcap - f->whead);
+		struct iovec iov[2] = { { f->wbuf + f->whead, first }, { f->wbuf, len - first } };
+		uint32_t n = (uint32_t)host_send(f, iov, iov[1].iov_len ? 2 : 1, ahead ? 0 : MSG_OOB);
 
 		if (!n || f->error)
 			break;		/* on an error wbuf is gone, and all of it counted as forwarded */
+		f->urgent_out = f->urgent_out && ahead;
 		f->fwd_cnt += n;
 		f->wlen -= n;
 		f->whead += n;
@@ -217,8 +226,10 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 			vse_flow_run(f);
 		return;
 	}
-	if (!f->error && !f->wlen)
-		done = host_send(f, iov, cnt);
+	if (!f->error && !f->wlen) {
+		done = host_send(f, iov, cnt, f->urgent_out ? MSG_OOB : 0);
+		f->urgent_out = f->urgent_out && !done;
+	}
 	f->fwd_cnt += (uint32_t)done;
 	if (f->error) {
 		f->fwd_cnt += (uint32_t)(total - done);
@@ -243,6 +254,16 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 	}
 	if (update_due(f))
 		vse_flow_run(f);
+}
+
+/* With nothing held back it is sent by itself now. Otherwise it waits in its place; a newer one before it is sent makes it one of many. */
+void vse_stream_urgent(struct vse_flow *f, uint8_t byte)
+{
+	struct iovec iov = { &byte, 1 };
+
+	f->urgent_out = !f->seq;
+	f->urgent_at = f->rx_cnt;
+	vse_stream_data(f, &iov, 1, 1, true);
 }
 
 void vse_stream_shutdown(struct vse_flow *f, uint32_t how)
@@ -361,6 +382,11 @@ static enum vse_turn read_turn(struct vse_flow *f)
 
 		if (budget <= 0 || msgs == VSE_TURN_MSGS)
 			return TURN_AGAIN;
+		if ((f->pri_seen || f->pri == PRI_TOLD) && !discard) {
+			if (vse_urgent_turn(f))
+				break;	/* as below */
+			limit = MIN(vse_stream_window(f), f->pair->e->max_payload);
+		}
 		if (discard) {
 			n = vse_stream_drop(f);
 			full = n == VSE_SCRATCH;
@@ -374,13 +400,18 @@ static enum vse_turn read_turn(struct vse_flow *f)
 		} else {
 			break;		/* CREDIT puts it on the queue again */
 		}
+		if (f->pri == PRI_PASSING)
+			f->pri = PRI_NONE;
 		if (n <= 0) {
 			vse_stream_quiet(f, n);
 			continue;
 		}
 		budget -= n;
-		/* a short read emptied the socket; new bytes are a new edge. After a hang-up there may be none: read until the end. */
-		if (!full && !f->hup && !f->error)
+		/*
+		 * A short read emptied the socket, or came to the mark; new bytes are a new edge. After a hang-up there may be none: read
+		 * until the end.
+		 */
+		if (!full && !f->hup && !f->error && f->pri != PRI_TOLD)
 			f->readable = false;
 	}
 	return TURN_DONE;

@@ -15,6 +15,7 @@
  *	CONNECT or BIND with lengths that do not add up, a URI with odd bytes, bad options	refused with EINVAL
  *	... beyond max_flows									refused with ENFILE
  *	a message that its flow may not get in this state (the table `messages`), wrong pair	RESET EPROTO on the flow
+ *	URGENT without its feature bit, or with other than one byte				RESET EPROTO on the flow
  *	credit exceeded, fwd_cnt beyond what was sent or going back				RESET EPROTO on the flow
  *	bytes beyond hdr.len in a chain; hdr.flags and reserved fields				ignored
  *	a message for a flow that is not there							ignored: it crossed
@@ -88,6 +89,14 @@ static void say_credit(struct vse_flow *f)
 static void say_eof(struct vse_flow *f)
 {
 	send_flow(f, VSO_SHUTDOWN, VSO_SHUT_SEND);
+}
+
+static void say_urgent(struct vse_flow *f, bool here)
+{
+	struct vso_hdr h = vse_vso_hdr(f, VSO_URGENT, f->urgent, here);
+
+	f->told = f->fwd_cnt;
+	vse_send(f->pair, &h, &f->urgent, here);
 }
 
 static void say_reset(struct vse_flow *f, uint32_t error)
@@ -273,6 +282,16 @@ static void on_shutdown(struct vse_flow *f, const struct vso_hdr *h, const struc
 	vse_stream_shutdown(f, h->arg);
 }
 
+static void on_urgent(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	uint8_t byte;
+
+	if (!(f->pair->e->features & VSO_F_URGENT) || h->len != 1 || vs_chain_read(c, sizeof(*h), &byte, 1) != 1)
+		vse_flow_reset(f, EPROTO);
+	else
+		vse_stream_urgent(f, byte);
+}
+
 static void on_dgram(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
 {
 	vse_dgram_send(f, c, h);
@@ -324,6 +343,7 @@ static const struct message {
 			 .ignored = IN(BOUND) | IN(DGRAM) | IN(DEAD) },
 	[VSO_SHUTDOWN] = { .on_flow = on_shutdown, .legal = IN(NEW) | IN(STREAM),
 			   .ignored = IN(BOUND) | IN(LISTEN) | IN(DGRAM) | IN(DEAD) },
+	[VSO_URGENT] = { .on_flow = on_urgent, .legal = IN(STREAM), .ignored = IN(DEAD) },
 	[VSO_DGRAM] = { .on_flow = on_dgram, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_DEST] = { .on_flow = on_dest, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_LISTEN] = { .on_flow = on_listen, .legal = IN(BOUND) | IN(LISTEN), .ignored = IN(DEAD) },
@@ -426,6 +446,7 @@ const struct vse_dialect vse_vso = {
 	.data = say_data,
 	.credit = say_credit,
 	.eof = say_eof,
+	.urgent = say_urgent,
 	.reset = say_reset,
 	.answer = say_answer,
 };

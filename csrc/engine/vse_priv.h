@@ -125,6 +125,9 @@ struct vse_flow {
 	bool stalled;			/* on engine->stalled */
 	bool polled;			/* fd is in epoll */
 	bool readable, writable;	/* edge-triggered readiness, cleared by EAGAIN */
+	bool pri_seen;			/* EPOLLPRI was, see vs_urgent.c */
+	enum { PRI_NONE, PRI_TOLD, PRI_PASSING } pri;
+	uint8_t urgent;			/* TOLD: the byte */
 	bool hup;			/* EPOLLRDHUP, ERR or HUP was seen: a short read does not mean empty */
 	bool host_eof;			/* read returned 0 and SHUTDOWN was sent */
 	bool fin_sent;			/* shutdown(SHUT_WR) done */
@@ -141,6 +144,8 @@ struct vse_flow {
 	uint32_t part;			/* seq: bytes of the incomplete message at the end of wbuf */
 	uint32_t empties;		/* seq: empty messages in wbuf */
 	bool partial;			/* seq: there is one */
+	bool urgent_out;		/* the byte at urgent_at, counted as rx_cnt counts, goes out as urgent */
+	uint32_t urgent_at;
 	uint64_t linger_until;
 
 	/* to the guest: bytes (or connections, when listening) sent, and the driver's window */
@@ -202,6 +207,8 @@ struct vse_dialect {
 	void (*data)(const struct vse_flow *f, union vse_hdr *hdr, uint32_t len, bool last);
 	void (*credit)(struct vse_flow *f);			/* the window of the flow moved */
 	void (*eof)(struct vse_flow *f);			/* the host sends no more */
+	/* f->urgent: is on its way, or (here) is the next byte of the stream. NULL: this dialect has no urgent data */
+	void (*urgent)(struct vse_flow *f, bool here);
 	void (*reset)(struct vse_flow *f, uint32_t error);	/* the host side is dead; f->state is ST_DEAD already */
 	/* what Python decided on `asked` (f->pending), VSO_OFFLOAD and error 0: it is connected, or bound */
 	void (*answer)(struct vse_flow *f, uint32_t asked, uint32_t verdict, uint32_t error, const char *local, const char *peer);
@@ -296,6 +303,7 @@ void vse_flows_forget(struct vse_engine *e, bool linger_too);	/* every flow, no 
 /* vs_stream.c */
 void vse_stream_begin(struct vse_flow *f);
 void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t total, bool last);
+void vse_stream_urgent(struct vse_flow *f, uint8_t byte);	/* the next byte of the stream, urgent */
 void vse_stream_shutdown(struct vse_flow *f, uint32_t how);
 bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt);	/* false: nonsense, the flow was reset */
 void vse_stream_ready(struct vse_flow *f, uint32_t events);
@@ -309,6 +317,10 @@ void vse_linger_expire(struct vse_engine *e, uint64_t now);
 /* a turn of a flow on the run queue: done (take it off), again (to the tail), or starved of chains (leave it) */
 enum vse_turn { TURN_DONE, TURN_AGAIN, TURN_STARVED };
 enum vse_turn vse_stream_turn(struct vse_flow *f);
+
+/* vs_urgent.c */
+void vse_urgent_seen(struct vse_flow *f);	/* epoll said so */
+int vse_urgent_turn(struct vse_flow *f);
 
 /* vs_seqpkt.c */
 void vse_seq_begin(struct vse_flow *f);

@@ -78,6 +78,7 @@ enum vso_type {
 	VSO_DGRAM = 4,			/* payload: struct vso_dgram, URI, 16 bytes of address with VSO_DG_LOCAL, datagram */
 	VSO_PING = 5,			/* flow 0, cookie; answered by PONG with the same cookie */
 	VSO_PONG = 6,
+	VSO_URGENT = 7,			/* VSO_F_URGENT. payload: one byte of the stream, urgent. Device, no payload: arg is on its way */
 
 	/* driver to device */
 	VSO_HELLO = 16,			/* payload: struct vso_hello (no hairpin); pair 0, flow 0 */
@@ -127,7 +128,8 @@ enum {
 	 */
 	VSO_F_NETNS = 8,
 	VSO_F_PING = 32,		/* feature bit 5: datagram flows of ICMP echo (icmp, icmp6; the port is the identifier) */
-	VSO_F_IPX = 64			/* feature bit 6: datagram flows of IPX, opened by BIND; vso_dgram.tos is the packet type, ttl the hops so far */
+	VSO_F_IPX = 64,			/* feature bit 6: datagram flows of IPX, opened by BIND; vso_dgram.tos is the packet type, ttl the hops so far */
+	VSO_F_URGENT = 128		/* feature bit 7: URGENT, both ways */
 };
 
 /* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */

@@ -41,7 +41,7 @@ def wait_broken(engine: EngineUnderTest, ring: int) -> str:
         ([header(type=lib.VSO_DATA, flow=1, len=0xFFFFFFFF)], [], "announces 4294967295"),
         ([header(type=lib.VSO_PING)], [64], "1 writable buffers"),
         ([header(type=0)], [], "message type 0"),
-        ([header(type=7)], [], "message type 7"),
+        ([header(type=9)], [], "message type 9"),
         ([header(type=lib.VSO_RESET, flow=1)], [], f"message type {lib.VSO_RESET}"),
         ([header(type=0xFFFF)], [], "message type 65535"),
         ([header(type=lib.VSO_HELLO, len=48) + bytes(48)], [], "without the magic"),

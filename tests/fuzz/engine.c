@@ -170,13 +170,15 @@ static void peer(struct cursor *c)
 	static uint8_t bytes[4096];
 	int *fd = &s.peers[below(c, PEERS)], ours;
 	ssize_t n = 0;
+	uint32_t len;
 
 	if (*fd < 0)
 		return;
 	switch (below(c, 6)) {
 	case 0:
 	case 1:
-		n = send(*fd, bytes, below(c, sizeof(bytes)), MSG_DONTWAIT | MSG_NOSIGNAL);
+		len = below(c, sizeof(bytes));
+		n = send(*fd, bytes, len, MSG_DONTWAIT | MSG_NOSIGNAL | (len % 8 ? 0 : MSG_OOB));
 		break;
 	case 2:
 		n = recv(*fd, bytes, 1 + below(c, sizeof(bytes)), MSG_DONTWAIT);
@@ -307,7 +309,7 @@ static void open_flow(struct cursor *c)
 	make_turn();
 }
 
-enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX };
+enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX | VSO_F_URGENT };
 
 static void set_up(struct cursor *c)
 {

@@ -135,6 +135,9 @@ static uint32_t payload(struct cursor *c, uint16_t type, uint8_t *to)
 	case VSO_DATA:
 		n = below(c, 3000);
 		break;
+	case VSO_URGENT:
+		n = below(c, 16) > 0;
+		break;
 	}
 	return n;
 }
@@ -151,10 +154,10 @@ static uint8_t *room(int ring, uint32_t *slot)
 static void send_message(struct cursor *c)
 {
 	static const uint16_t types[] = { VSO_DATA, VSO_DATA, VSO_CREDIT, VSO_SHUTDOWN, VSO_DGRAM, VSO_PING, VSO_PONG, VSO_HELLO,
-					  VSO_CONNECT, VSO_CONNECT, VSO_BIND, VSO_LISTEN, VSO_CLOSE, VSO_SETSOCKOPT, VSO_GETSOCKOPT };
+					  VSO_CONNECT, VSO_CONNECT, VSO_BIND, VSO_LISTEN, VSO_CLOSE, VSO_SETSOCKOPT, VSO_GETSOCKOPT, VSO_DEST };
 	uint32_t kind = below(c, 64), other = below(c, 8) ? 0 : below(c, PAIRS), slot, len;
 	struct vso_hdr h = {
-		.type = kind < 15 * 4 ? types[kind / 4] : kind < 62 ? (uint16_t)VSO_DEST : (uint16_t)take(c, 1), .flow = some_id(c), .arg = below(c, 4),
+		.type = kind == 61 ? (uint16_t)VSO_URGENT : kind < 62 ? types[kind / 4] : (uint16_t)take(c, 1), .flow = some_id(c), .arg = below(c, 4),
 		.buf_alloc = below(c, 4) ? 4096 : (uint32_t)odd_number(c), .fwd_cnt = below(c, 4) ? 0 : (uint32_t)odd_number(c),
 		.cookie = (uint32_t)take(c, 1),
 	};
@@ -205,7 +208,7 @@ static void check_message(int ring, const uint8_t *at, uint32_t len)
 	MUST(len >= sizeof(h), "%u bytes", len);
 	memcpy(&h, at, sizeof(h));
 	MUST(h.len == len - sizeof(h), "type %u announces %u bytes of %u", h.type, h.len, len);
-	MUST((h.type >= VSO_DATA && h.type <= VSO_PONG) || (h.type >= VSO_HELLO_REPLY && h.type <= VSO_ERROR), "type %u", h.type);
+	MUST((h.type >= VSO_DATA && h.type <= VSO_URGENT) || (h.type >= VSO_HELLO_REPLY && h.type <= VSO_ERROR), "type %u", h.type);
 	MUST(h.type == VSO_HELLO_REPLY || h.type == VSO_PONG || h.flow || h.type >= VSO_CONNECT_REPLY, "type %u for flow 0", h.type);
 	if (h.type == VSO_ACCEPT) {
 		MUST(h.len >= sizeof(struct vso_accept), "%u bytes", h.len);

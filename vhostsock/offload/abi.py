@@ -96,6 +96,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "DGRAM": Layout(DGRAM, (("uri", "uri_len"), ("data", ""))),
     "PING": Layout(),
     "PONG": Layout(),
+    "URGENT": Layout(None, (("data", ""),)),
     "HELLO": Layout(HELLO, _HAIRPIN),
     "CONNECT": Layout(OPEN, _OPEN),
     "BIND": Layout(OPEN, _OPEN),

@@ -18,7 +18,7 @@ from ..errors import UsageError
 
 __all__ = ["EVENT_NAMES", "Engine", "Event", "Stats"]
 
-FEATURES: Final = lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING | lib.VSO_F_IPX
+FEATURES: Final = lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING | lib.VSO_F_IPX | lib.VSO_F_URGENT
 BATCH: Final = 64  # events taken in one call
 EVENT_NAMES: Final[dict[int, str]] = {
     number: name.removeprefix("VSE_EV_") for number, name in ffi.typeof("enum vse_event_type").elements.items()

@@ -19,6 +19,9 @@ __all__ = ["Flow", "Message", "Refused", "pack", "pack_open", "pack_options"]
 
 NAMES = {number: name.removeprefix("VSO_") for number, name in ffi.typeof("enum vso_type").elements.items()}
 TIMEOUT = 30.0
+WITH_CREDIT = (
+    lib.VSO_DATA, lib.VSO_URGENT, lib.VSO_CREDIT, lib.VSO_SHUTDOWN, lib.VSO_SOCKOPT_REPLY, lib.VSO_CONNECT_REPLY,
+)  # fmt: skip
 
 
 class Refused(VhostsockError):
@@ -112,6 +115,7 @@ class Flow:
         self.closed = False  # CLOSED was received: the id is free
         self.closing = False
         self.received = bytearray()  # from the host, not read yet
+        self.urgent: list[tuple[int, int]] = []  # each urgent byte, and how many of the stream lay before it; -1: on its way
         self.datagrams: deque[tuple[bytes, str]] = deque()
         self.infos: deque[tuple[Any, bytes]] = deque(maxlen=1024)  # of each: struct vso_dgram, VSO_DG_LOCAL's bytes
         self.errors: deque[DatagramError] = deque()
@@ -147,6 +151,12 @@ class Flow:
         while view:
             self.driver.wait(lambda: self.credit or self.error, timeout, f"credit on {self!r}")
             view = view[self.try_send(bytes(view[: self.driver.max_payload])) :]
+
+    def send_urgent(self, byte: int) -> None:
+        """Send one byte as urgent data, for which there must be credit (with VSO_F_URGENT). OSError after RESET."""
+        self._alive()
+        self.tx_cnt += 1
+        self._post(lib.VSO_URGENT, payload=bytes([byte]))
 
     def shutdown(self, how: int = lib.VSO_SHUT_SEND) -> None:
         """Say that no more is sent (VSO_SHUT_SEND), or read (VSO_SHUT_RECV)."""
@@ -287,9 +297,13 @@ class Flow:
     def _on_message(self, m: Message) -> None:
         if self.closed:
             raise DeviceFault(f"{m.name} for flow {self.id:#x} after its CLOSED")
-        if m.type in (lib.VSO_DATA, lib.VSO_CREDIT, lib.VSO_SHUTDOWN, lib.VSO_SOCKOPT_REPLY, lib.VSO_CONNECT_REPLY):
+        if m.type in WITH_CREDIT:
             self._take_credit(m)
-        if m.type == lib.VSO_DATA:
+        if m.type == lib.VSO_URGENT:
+            if m.payload not in (b"", bytes([m.arg])):
+                raise DeviceFault(f"URGENT of {m.arg} with {m.payload!r}")
+            self.urgent.append((m.arg, self.fwd_cnt + len(self.received) if m.payload else -1))
+        if m.type in (lib.VSO_DATA, lib.VSO_URGENT):
             if self.eof or self.error:
                 raise DeviceFault(f"DATA on flow {self.id:#x} after its end")
             self.received += m.payload
