@@ -135,7 +135,7 @@ static bool vso_tx_drain(struct vso_pair *pair)
 /**
  * vso_tx_submit() - send a message, in order
  *
- * Takes the message in every case. Return: 0; -EPIPE for DATA behind a SHUTDOWN or CLOSE of its flow; -ENODEV when the
+ * Takes the message in every case. Return: 0; -EPIPE for DATA or URGENT behind a SHUTDOWN or CLOSE of its flow; -ENODEV when the
  * device or the flow is gone.
  */
 int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx)
@@ -148,7 +148,7 @@ int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx)
 	spin_lock_bh(&pair->tx_lock);
 	if (!pair->run || (!pair->dev->up && type != VSO_HELLO) || (vs && READ_ONCE(vs->dead))) {
 		err = -ENODEV;
-	} else if (vs && vs->fin_queued && type == VSO_DATA) {
+	} else if (vs && vs->fin_queued && (type == VSO_DATA || type == VSO_URGENT)) {
 		err = -EPIPE;
 	} else {
 		if (type == VSO_SHUTDOWN || type == VSO_CLOSE)

@@ -95,7 +95,8 @@ counted:
 	return true;
 }
 
-static bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
+/** vso_rx_queue() - append the payload to what readers find. Called under vs->lock. Return: false without memory */
+bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
 {
 	u32 off = sizeof(struct vso_hdr), left = m->len, size, n;
 	unsigned int i;
@@ -131,6 +132,14 @@ unlock:
 	spin_unlock(&vs->lock);
 	if (error)
 		vso_flow_fail(vs, error);
+}
+
+static void vso_msg_urgent(struct vso_msg *m)
+{
+	int error = vso_rx_urgent(m);
+
+	if (error)
+		vso_flow_fail(m->vs, error);
 }
 
 static void vso_msg_credit(struct vso_msg *m)
@@ -416,6 +425,7 @@ static const struct vso_rule {
 	void (*handle)(struct vso_msg *m);
 } vso_rules[] = {
 	[VSO_DATA]		= { 0, VSO_PAYLOAD_MAX, true, vso_msg_data },
+	[VSO_URGENT]		= { 0, 1, true, vso_msg_urgent },
 	[VSO_CREDIT]		= { 0, VSO_CTL_MAX, true, vso_msg_credit },
 	[VSO_SHUTDOWN]		= { 0, VSO_CTL_MAX, true, vso_msg_shutdown },
 	[VSO_DGRAM]		= { sizeof(struct vso_dgram), VSO_PAYLOAD_MAX, true, vso_msg_dgram },

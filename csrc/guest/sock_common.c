@@ -158,9 +158,9 @@ static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	} else if (cmd == SIOCINQ) {
 		struct sk_buff *skb = skb_peek(&vs->dgrams);
 
-		answer = vs->row->type == SOCK_STREAM ? vs->rx_bytes : skb ? skb->len : 0;
+		answer = vs->row->type == SOCK_STREAM ? vso_urgent_ioctl(vs, false) : skb ? skb->len : 0;
 	} else if (cmd == SIOCATMARK) {
-		answer = 0;	/* there is no urgent data */
+		answer = vso_urgent_ioctl(vs, true);
 	} else {
 		answer = vs->state == VSO_ST_CONNECTED && vs->row->type == SOCK_STREAM ? vs->tx_cnt - vs->peer_fwd : 0;
 	}

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * sock_stream.c - bytes: send, receive, poll, shutdown of stream sockets.
+ * sock_stream.c - stream sockets: send, poll, shutdown. Receiving is in stream_recv.c.
  *
  * Sending.  A writer reserves credit under the lock, copies its bytes into a message of its own without any lock, and submits it; the
  * order is that of submitting. Nobody who sends waits for somebody who receives. No room (credit, or too much memory of this flow behind a
  * full ring): sleep, or EAGAIN, and want_write asks for the wake-up. Writers wait for a quarter of the window, so that a window which opens
  * byte by byte does not make messages of single bytes; a device that announces at three quarters or earlier never stalls.
- *
- * Receiving.  The tasklet appends to rxq under the lock; a reader takes recv_mutex, then looks at the head under the lock, copies without
- * it (only readers shorten the queue), and takes off what it copied. Bytes handed to the application raise fwd_cnt; CREDIT is sent when a
- * quarter of the window has not been announced. EOF and errors come after the bytes before them, as with tcp_recvmsg().
  */
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
@@ -169,7 +165,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 
 	if (!vs)
 		return vso_again(sock, sendmsg, msg, len);
-	if (msg->msg_flags & MSG_OOB) {
+	if (msg->msg_flags & MSG_OOB && !(vs->dev->features & VSO_F_URGENT)) {
 		err = -EOPNOTSUPP;
 		goto out;
 	}
@@ -183,11 +179,16 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	}
 	timeo = sock_sndtimeo(sk, msg->msg_flags & MSG_DONTWAIT);
 	while (msg_data_left(msg)) {
+		size_t left = msg_data_left(msg);
+		bool urgent = msg->msg_flags & MSG_OOB && left == 1;	/* the last byte is */
+
 		if (READ_ONCE(sk->sk_err)) {
 			err = -EPIPE;	/* sk_stream_error() says which */
 			break;
 		}
-		n = vso_reserve(vs, min3(msg_data_left(msg), (size_t)VSO_TX_MAX, (size_t)vs->dev->max_payload), !timeo);
+		if (msg->msg_flags & MSG_OOB && !urgent)
+			left--;
+		n = vso_reserve(vs, min3(left, (size_t)VSO_TX_MAX, (size_t)vs->dev->max_payload), !timeo);
 		if (n == -ESTALE && !copied) {
 			vso_sock_put(vs);
 			return vso_again(sock, sendmsg, msg, len);
@@ -201,6 +202,13 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			if (err)
 				break;
 			continue;
+		}
+		if (urgent) {
+			err = vso_urgent_send(vs, msg);
+			if (err == -EFAULT || err == -ENOBUFS)
+				vso_unreserve(vs, 1);
+			copied += !err;
+			break;
 		}
 		tx = vso_build_data(vs, msg, n);
 		if (IS_ERR(tx)) {
@@ -223,179 +231,6 @@ out:
 		err = sk_stream_error(sk, msg->msg_flags, err);
 	vso_sock_put(vs);
 	return err;
-}
-
-/* ----------------------------------------------------------------------------------------------------------- receiving */
-
-/* nothing more will be appended. Called under vs->lock */
-static bool vso_rx_over(const struct vso_sock *vs)
-{
-	return vs->peer_fin || vs->rcv_shut || vs->state == VSO_ST_CLOSED;
-}
-
-static bool vso_recv_ready(struct vso_sock *vs, u32 arg)
-{
-	bool ready;
-
-	spin_lock_bh(&vs->lock);
-	switch (vs->state) {
-	case VSO_ST_CONNECTED:
-		ready = vs->rx_bytes > arg || vso_rx_over(vs);
-		break;
-	case VSO_ST_BINDING:
-	case VSO_ST_CONNECTING:
-	case VSO_ST_NATIVE:
-		ready = false;
-		break;
-	default:
-		ready = true;
-	}
-	spin_unlock_bh(&vs->lock);
-	return ready;
-}
-
-/*
- * Copy up to @len bytes from the queue. PEEK leaves them, TRUNC only takes them off. @skip: bytes that an earlier round of PEEK has seen.
- * Called under recv_mutex. Return: bytes, or -EFAULT when not one could be copied.
- */
-static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, int flags, u32 skip)
-{
-	struct vso_seg *seg = NULL;
-	size_t done = 0;
-
-	while (done < len) {
-		u32 off, n, got;
-
-		spin_lock_bh(&vs->lock);
-		if (!(flags & MSG_PEEK) || !seg)
-			seg = list_first_entry_or_null(&vs->rxq, struct vso_seg, list);
-		else
-			seg = list_is_last(&seg->list, &vs->rxq) ? NULL : list_next_entry(seg, list);
-		off = seg ? seg->off : 0;
-		n = seg ? seg->len : 0;
-		spin_unlock_bh(&vs->lock);
-		if (!seg)
-			break;
-		if (skip) {
-			u32 over = min(skip, n);
-
-			off += over;
-			n -= over;
-			skip -= over;
-		}
-		n = min_t(size_t, n, len - done);
-		if (flags & MSG_TRUNC)
-			got = n;
-		else if (seg->page)
-			got = copy_page_to_iter(seg->page, off, n, &msg->msg_iter);
-		else
-			got = copy_to_iter(seg->data + off, n, &msg->msg_iter);
-		done += got;
-		if (!(flags & MSG_PEEK)) {
-			bool empty;
-
-			spin_lock_bh(&vs->lock);
-			seg->off += got;
-			seg->len -= got;
-			vs->rx_bytes -= got;
-			vs->fwd_cnt += got;
-			empty = !seg->len;
-			if (empty) {
-				list_del(&seg->list);
-				vs->rx_mem -= seg->truesize;
-			}
-			spin_unlock_bh(&vs->lock);
-			if (empty)
-				vso_seg_free(seg);
-		}
-		if (got < n)
-			return done ?: -EFAULT;
-	}
-	return done;
-}
-
-/* tell the device about room when a quarter of the window is news to it */
-static void vso_rx_credit_due(struct vso_sock *vs)
-{
-	if (READ_ONCE(vs->fwd_cnt) - READ_ONCE(vs->fwd_told) >= READ_ONCE(vs->buf_alloc) / 4 &&
-	    READ_ONCE(vs->state) == VSO_ST_CONNECTED && !vs->peer_fin)
-		vso_flow_send(vs, VSO_CREDIT, 0, NULL, 0, GFP_KERNEL);
-}
-
-int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
-{
-	struct vso_sock *vs = vso_sock_get(sock);
-	struct sock *sk = sock->sk;
-	enum vso_state state;
-	size_t copied = 0, target;
-	bool over, empty;
-	ssize_t n;
-	long timeo;
-	int err = 0;
-
-	if (!vs)
-		return vso_again(sock, recvmsg, msg, len, flags);
-	if (flags & MSG_ERRQUEUE) {
-		err = -EAGAIN;		/* nothing is ever put there */
-		goto out;
-	}
-	state = READ_ONCE(vs->state);
-	if (state == VSO_ST_LISTENING || state == VSO_ST_BOUND) {
-		err = -ENOTCONN;
-		goto out;
-	}
-	if (flags & MSG_OOB) {
-		err = -EINVAL;		/* no urgent data */
-		goto out;
-	}
-	timeo = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
-	target = min_t(size_t, sock_rcvlowat(sk, flags & MSG_WAITALL, len), INT_MAX);
-	if (flags & MSG_PEEK)
-		target = min_t(size_t, target, vs->buf_alloc);	/* more can never wait at once */
-	else if (!(flags & MSG_WAITALL))
-		target = min_t(size_t, target, vs->buf_alloc / 2);
-	for (;;) {
-		mutex_lock(&vs->recv_mutex);
-		n = vso_rx_copy(vs, msg, len - copied, flags, flags & MSG_PEEK ? copied : 0);
-		mutex_unlock(&vs->recv_mutex);
-		if (n < 0) {
-			err = n;
-			break;
-		}
-		copied += n;
-		if (!(flags & MSG_PEEK))
-			vso_rx_credit_due(vs);
-		if (copied >= target || (n && copied >= len))
-			break;
-		spin_lock_bh(&vs->lock);
-		state = vs->state;
-		over = vso_rx_over(vs);
-		empty = vs->rx_bytes <= (flags & MSG_PEEK ? copied : 0);
-		spin_unlock_bh(&vs->lock);
-		if (!empty && !len)
-			break;
-		if (!empty)
-			continue;
-		if (state == VSO_ST_GONE && !copied) {
-			vso_sock_put(vs);
-			return vso_again(sock, recvmsg, msg, len, flags);
-		}
-		if (copied && (over || READ_ONCE(sk->sk_err) || state != VSO_ST_CONNECTED))
-			break;
-		if (over || READ_ONCE(sk->sk_err)) {
-			/* once the error has been told, the end of the stream */
-			err = sock_error(sk);
-			if (!err && state == VSO_ST_CLOSED && sock->state != SS_CONNECTED)
-				err = -ENOTCONN;
-			break;
-		}
-		err = vso_wait_event(vs, sk, &timeo, vso_recv_ready, flags & MSG_PEEK ? copied : 0, false);
-		if (err)
-			break;
-	}
-out:
-	vso_sock_put(vs);
-	return copied ? copied : err;
 }
 
 /* ------------------------------------------------------------------------------------------------------ poll, shutdown */
@@ -425,8 +260,10 @@ __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_tab
 			mask = EPOLLIN | EPOLLRDNORM;
 		break;
 	case VSO_ST_CONNECTED:
-		if (vs->rx_bytes >= min_t(u32, READ_ONCE(sk->sk_rcvlowat), vs->buf_alloc / 2) && vs->rx_bytes)
+		if (vs->rx_bytes >= min_t(u32, READ_ONCE(sk->sk_rcvlowat), vs->buf_alloc / 2) + vso_urgent_hides(vs) && vs->rx_bytes)
 			mask |= EPOLLIN | EPOLLRDNORM;
+		if (vs->urg_valid)
+			mask |= EPOLLPRI;
 		if (vs->peer_fin || vs->rcv_shut)
 			mask |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
 		if ((vs->peer_fin || vs->rcv_shut) && vs->snd_shut)

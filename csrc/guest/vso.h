@@ -327,6 +327,12 @@ struct vso_sock {
 	u32 rx_drops;
 	struct mutex recv_mutex;
 
+	/* urgent data: sock_urgent.c */
+	bool urg_valid, urg_mark;
+	bool urg_coming;		/* the device has told urg_byte, and not its place */
+	u8 urg_byte;
+	u32 urg_seq;
+
 	/* datagrams: where they go (dgram_dest.c, NULL: none but target yet), and addresses of the host where they came in */
 	struct vso_dests *dests;
 	struct in6_addr locals[VSO_LOCALS];
@@ -368,6 +374,7 @@ int vso_flow_wait(struct vso_sock *vs);
 void vso_flow_wake(struct vso_sock *vs, __poll_t events);
 void vso_write_space(struct vso_sock *vs);
 void vso_flows_kill(struct vso_dev *dev, int error);
+bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m);
 void vso_rx(struct vso_pair *pair, struct vso_rxbuf *buf, u32 used);
 void vso_msg_copy(const struct vso_msg *m, u32 off, void *to, u32 len);
 void vso_seg_free(struct vso_seg *seg);
@@ -404,12 +411,23 @@ int vso_bind(struct socket *sock, vso_sockaddr *uaddr, int len);
 int vso_listen(struct socket *sock, int backlog);
 int vso_accept(struct socket *sock, struct socket *newsock, VSO_ACCEPT_ARGS);
 
+/* stream_recv.c */
+int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+
 /* sock_stream.c */
 int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
-int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
 __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait);
 int vso_stream_shutdown(struct socket *sock, int how);
 bool vso_stream_writable(struct vso_sock *vs);
+
+/* sock_urgent.c */
+u32 vso_urgent_ahead(const struct vso_sock *vs, u32 at);
+bool vso_urgent_hides(const struct vso_sock *vs);
+void vso_urgent_passed(struct vso_sock *vs);
+int vso_urgent_ioctl(const struct vso_sock *vs, bool at_mark);
+int vso_rx_urgent(struct vso_msg *m);
+int vso_urgent_recv(struct vso_sock *vs, struct msghdr *msg, size_t len, int flags);
+int vso_urgent_send(struct vso_sock *vs, struct msghdr *msg);
 
 /* sock_dgram.c */
 int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);

@@ -101,7 +101,7 @@ class Site:
     def check_streams(self, host: str, denied: str = "") -> None:
         """All that claims what a TCP client may rely on. ``denied``: an address, a port, the errno that it shall give."""
         self.check(f"connect_check {host} 7000 7001 7003 {denied}")
-        for program in ("stream_check", "option_check", "io_check"):
+        for program in ("stream_check", "option_check", "io_check", "urgent_check"):
             self.check(f"{program} {host} 7000")
 
     def check_datagrams(self) -> None:

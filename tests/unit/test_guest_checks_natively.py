@@ -57,7 +57,7 @@ def test_stream_claims_hold_on_the_native_kernel(programs: Path, host: str) -> N
         async with load_peer().peer(host) as (port, stuck):
             with closed_port(host) as closed:
                 ports = {"connect_check": [str(closed.getsockname()[1]), str(stuck)]}
-                names = ["connect_check", "stream_check", "option_check", "io_check"]
+                names = ["connect_check", "stream_check", "option_check", "io_check", "urgent_check"]
                 return await asyncio.gather(*(run(programs / name, host, str(port), *ports.get(name, [])) for name in names))
 
     assert not any("not ok" in output for output in asyncio.run(main()))
