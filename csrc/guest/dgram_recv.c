@@ -529,7 +529,7 @@ __poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_tabl
 	if (vso_stream_writable(vs))
 		mask |= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
 	else
-		vs->want_write = true;
+		vso_want_write(vs);
 	spin_unlock_bh(&vs->lock);
 	if (READ_ONCE(vs->state) == VSO_ST_GONE)
 		mask = vso_again_poll(sock, file);

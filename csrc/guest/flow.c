@@ -245,7 +245,17 @@ void vso_flow_wake(struct vso_sock *vs, __poll_t events)
 		sk_wake_async(sk, SOCK_WAKE_SPACE, POLL_OUT);
 	if (events & EPOLLHUP)
 		sk_wake_async(sk, SOCK_WAKE_WAITD, POLL_HUP);
+	if (events & EPOLLERR)
+		sk_wake_async(sk, SOCK_WAKE_IO, POLL_ERR);
 	rcu_read_unlock();
+}
+
+/** vso_want_write() - somebody found no room: poll, SIGIO and sleepers hear of it when there is. Called under vs->lock. */
+void vso_want_write(struct vso_sock *vs)
+{
+	vs->want_write = true;
+	if (vs->sk)
+		sk_set_bit(SOCKWQ_ASYNC_NOSPACE, vs->sk);
 }
 
 /** vso_write_space() - room came: wake writers who found none. Called without vs->lock. */

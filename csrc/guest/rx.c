@@ -258,6 +258,8 @@ static void vso_msg_connect_reply(struct vso_msg *m)
 		}
 		vs->state = VSO_ST_CONNECTED;
 		vso_flow_wake(vs, EPOLLOUT | EPOLLWRNORM);
+		if (vs->sk)
+			sk_wake_async(vs->sk, SOCK_WAKE_IO, POLL_OUT);	/* nobody found no room: it is the connection that is told */
 	} else if (vs->verdict == VSO_NATIVE) {
 		ends = !vs->was_bound;
 		vs->error = 0;

@@ -239,7 +239,8 @@ bool vso_dgram_send_ready(struct vso_sock *vs, u32 arg)
 
 	spin_lock_bh(&vs->lock);
 	ready = vs->state != VSO_ST_CONNECTING && (vs->state != VSO_ST_CONNECTED || vso_stream_writable(vs));
-	vs->want_write |= !ready;
+	if (!ready)
+		vso_want_write(vs);
 	spin_unlock_bh(&vs->lock);
 	return ready;
 }

@@ -387,7 +387,7 @@ static __poll_t vso_ipx_poll(struct file *file, struct socket *sock, struct poll
 		return mask;
 	spin_lock_bh(&vs->lock);
 	if (vs->state == VSO_ST_CONNECTED && !vso_stream_writable(vs)) {
-		vs->want_write = true;
+		vso_want_write(vs);
 		mask &= ~(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
 	}
 	spin_unlock_bh(&vs->lock);

@@ -41,7 +41,8 @@ static bool vso_send_ready(struct vso_sock *vs, u32 arg)
 	switch (vs->state) {
 	case VSO_ST_CONNECTED:
 		ready = vs->snd_shut || vso_stream_writable(vs);
-		vs->want_write |= !ready;
+		if (!ready)
+			vso_want_write(vs);
 		break;
 	case VSO_ST_BINDING:
 	case VSO_ST_CONNECTING:
@@ -73,7 +74,8 @@ static int vso_reserve(struct vso_sock *vs, u32 want, bool nonblock)
 		if (!nonblock && got < want && got < vs->peer_alloc / 4)
 			got = 0;
 		vs->tx_cnt += got;
-		vs->want_write |= !got;
+		if (!got)
+			vso_want_write(vs);
 		break;
 	case VSO_ST_BINDING:
 	case VSO_ST_CONNECTING:
@@ -271,7 +273,7 @@ __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_tab
 		if (vs->snd_shut || vso_stream_writable(vs))
 			mask |= EPOLLOUT | EPOLLWRNORM;
 		else
-			vs->want_write = true;
+			vso_want_write(vs);
 		break;
 	case VSO_ST_CLOSED:
 		mask = EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLOUT | EPOLLWRNORM | EPOLLHUP;

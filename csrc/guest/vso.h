@@ -373,6 +373,7 @@ int vso_flow_request(struct vso_sock *vs, u16 type, u32 arg, const void *payload
 int vso_flow_wait(struct vso_sock *vs);
 void vso_flow_wake(struct vso_sock *vs, __poll_t events);
 void vso_write_space(struct vso_sock *vs);
+void vso_want_write(struct vso_sock *vs);
 void vso_flows_kill(struct vso_dev *dev, int error);
 bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m);
 void vso_rx(struct vso_pair *pair, struct vso_rxbuf *buf, u32 used);
@@ -461,6 +462,7 @@ bool vso_addr_equal(const union vso_addr *a, const union vso_addr *b);
 /* sock_opt.c */
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len);
 int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, int __user *len);
+u32 vso_host_queue(struct vso_sock *vs, u32 name);
 u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *buf, u32 size);
 void vso_opts_inherit(struct sock *to, struct sock *from);
 
