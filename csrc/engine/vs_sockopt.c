@@ -10,11 +10,13 @@
  * architecture but alpha, hppa, mips and sparc, where this needs a translation.
  */
 #include <errno.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "vse_priv.h"
@@ -185,6 +187,20 @@ void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *pay
 	answer(f, h, error, &o, NULL);
 }
 
+/* getsockopt() of VSO_SOL_QUEUE; 0 or an errno */
+static int host_queue(const struct vse_flow *f, uint32_t name, void *value, socklen_t *len)
+{
+	int bytes = 0;
+
+	if (f->state != ST_STREAM || (name != VSO_QUEUE_OUT && name != VSO_QUEUE_UNSENT))
+		return ENOPROTOOPT;
+	if (ioctl(f->fd, name == VSO_QUEUE_OUT ? SIOCOUTQ : SIOCOUTQNSD, &bytes))
+		bytes = 0;	/* a Unix socket sends what it has at once */
+	*len = *len < sizeof(bytes) ? *len : sizeof(bytes);
+	memcpy(value, &bytes, *len);
+	return 0;
+}
+
 void vse_getsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload)
 {
 	uint8_t value[VSO_OPTVAL_MAX];
@@ -196,6 +212,8 @@ void vse_getsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *pay
 	len = o.len;
 	if (h->len < sizeof(o) || len > sizeof(value))
 		error = EINVAL;
+	else if (o.level == VSO_SOL_QUEUE)
+		error = host_queue(f, o.name, value, &len);
 	else if (!allowed(o.level, o.name, GET))
 		error = ENOPROTOOPT;
 	else if (f->fd < 0)

@@ -133,6 +133,8 @@ static int vso_getname(struct socket *sock, struct sockaddr *uaddr, int peer)
 static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 {
 	struct vso_sock *vs;
+	bool out = cmd == SIOCOUTQ || cmd == SIOCOUTQNSD, sent;
+	u32 host = 0;
 	int answer;
 
 	switch (cmd) {
@@ -152,6 +154,9 @@ static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	vs = vso_sock_get(sock);
 	if (!vs)
 		return vso_again(sock, ioctl, cmd, arg);
+	sent = READ_ONCE(vs->tx_cnt) && READ_ONCE(vs->state) == VSO_ST_CONNECTED && vs->row->type == SOCK_STREAM;
+	if (out && sent)	/* its answer says how much the host's socket has taken, too */
+		host = vso_host_queue(vs, cmd == SIOCOUTQ ? VSO_QUEUE_OUT : VSO_QUEUE_UNSENT);
 	spin_lock_bh(&vs->lock);
 	if (vs->state == VSO_ST_LISTENING) {
 		answer = -EINVAL;
@@ -162,7 +167,7 @@ static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	} else if (cmd == SIOCATMARK) {
 		answer = vso_urgent_ioctl(vs, true);
 	} else {
-		answer = vs->state == VSO_ST_CONNECTED && vs->row->type == SOCK_STREAM ? vs->tx_cnt - vs->peer_fwd : 0;
+		answer = vs->state == VSO_ST_CONNECTED && vs->row->type == SOCK_STREAM ? vs->tx_cnt - vs->peer_fwd + host : 0;
 	}
 	spin_unlock_bh(&vs->lock);
 	vso_sock_put(vs);
@@ -197,7 +202,8 @@ void vso_ops_fill(struct vso_row *row)
 #endif
 	ops->splice_read = NULL;
 	ops->splice_eof = NULL;
-	ops->set_peek_off = NULL;
+	if (!stream)
+		ops->set_peek_off = NULL;	/* a stream has it where the native one has it: Linux 6.9 */
 	ops->peek_len = NULL;
 	ops->read_sock = NULL;
 	ops->read_skb = NULL;

@@ -88,6 +88,7 @@ static const struct vso_opt {
 	{ SOL_SOCKET, SO_REUSEPORT,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_LINGER,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_OOBINLINE,		VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_PEEK_OFF,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_SNDBUF,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_RCVBUF,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_SNDBUFFORCE,		VSO_OPT_CARRIER },
@@ -242,6 +243,18 @@ int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, i
 out:
 	vso_sock_put(vs);
 	return err;
+}
+
+/** vso_host_queue() - bytes that the host's socket has taken and not got rid of (@name: VSO_QUEUE_*); 0 of a device that does not say */
+u32 vso_host_queue(struct vso_sock *vs, u32 name)
+{
+	struct vso_sockopt o = { .level = cpu_to_le32(VSO_SOL_QUEUE), .name = cpu_to_le32(name), .len = cpu_to_le32(sizeof(u32)) };
+	__le32 bytes = 0;
+	u32 n = sizeof(bytes);
+
+	if (vso_opt_ask(vs, VSO_GETSOCKOPT, &o, sizeof(o), (u8 *)&bytes, &n) || n != sizeof(bytes))
+		return 0;
+	return le32_to_cpu(bytes);
 }
 
 struct vso_opt_buf {

@@ -62,15 +62,16 @@ static void vso_rx_drop_byte(struct vso_sock *vs)
 }
 
 /*
- * Copy up to @len bytes from the queue. PEEK leaves them, TRUNC only takes them off. @copied: bytes that this call has, by earlier rounds.
+ * Copy up to @len bytes from the queue. PEEK leaves them, TRUNC only takes them off. @copied: bytes that this call has, by earlier rounds, @seen: bytes that
+ * PEEK leaves out, these and those before SO_PEEK_OFF.
  * @mark: set when the urgent mark ended it. Called under recv_mutex. Return: bytes, or -EFAULT when not one could be copied.
  */
-static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, int flags, size_t copied, bool *mark)
+static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, int flags, size_t copied, u32 seen, bool *mark)
 {
-	u32 seen = flags & MSG_PEEK ? copied : 0, skip;
 	struct vso_seg *seg = NULL;
 	size_t done = 0;
 	bool hidden;
+	u32 skip;
 
 	spin_lock_bh(&vs->lock);
 	hidden = vso_urgent_hides(vs);
@@ -152,6 +153,7 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 	enum vso_state state;
 	size_t copied = 0, target;
 	bool over, empty, mark = false;
+	u32 off, seen = 0;		/* of PEEK: where SO_PEEK_OFF begins, and what was looked at so far */
 	ssize_t n;
 	long timeo;
 	int err = 0;
@@ -173,19 +175,22 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 	}
 	timeo = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
 	target = min_t(size_t, sock_rcvlowat(sk, flags & MSG_WAITALL, len), INT_MAX);
-	if (flags & MSG_PEEK)
-		target = min_t(size_t, target, vs->buf_alloc);	/* more can never wait at once */
+	off = max(sk_peek_offset(sk, flags), 0);
+	if (flags & MSG_PEEK)	/* more can never wait at once */
+		target = min_t(size_t, target, off < vs->buf_alloc ? vs->buf_alloc - off : 1);
 	else if (!(flags & MSG_WAITALL))
 		target = min_t(size_t, target, vs->buf_alloc / 2);
 	for (;;) {
 		mutex_lock(&vs->recv_mutex);
-		n = vso_rx_copy(vs, msg, len - copied, flags, copied, &mark);
+		seen = flags & MSG_PEEK ? off + copied : 0;
+		n = vso_rx_copy(vs, msg, len - copied, flags, copied, seen, &mark);
 		mutex_unlock(&vs->recv_mutex);
 		if (n < 0) {
 			err = n;
 			break;
 		}
 		copied += n;
+		seen += flags & MSG_PEEK ? n : 0;
 		if (!(flags & MSG_PEEK))
 			vso_rx_credit_due(vs);
 		if (copied >= target || (n && copied >= len) || mark)
@@ -193,7 +198,7 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 		spin_lock_bh(&vs->lock);
 		state = vs->state;
 		over = vso_rx_over(vs);
-		empty = vs->rx_bytes <= (flags & MSG_PEEK ? copied : 0) + vso_urgent_hides(vs);
+		empty = vs->rx_bytes <= seen + vso_urgent_hides(vs);
 		spin_unlock_bh(&vs->lock);
 		if (!empty && !len)
 			break;
@@ -212,10 +217,14 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 				err = -ENOTCONN;
 			break;
 		}
-		err = vso_wait_event(vs, sk, &timeo, vso_recv_ready, flags & MSG_PEEK ? copied : 0, false);
+		err = vso_wait_event(vs, sk, &timeo, vso_recv_ready, seen, false);
 		if (err)
 			break;
 	}
+	if (copied && flags & MSG_PEEK)
+		sk_peek_offset_fwd(sk, copied);
+	else if (copied)
+		sk_peek_offset_bwd(sk, copied);
 out:
 	vso_sock_put(vs);
 	return copied ? copied : err;

@@ -141,6 +141,13 @@ enum {
 	VSO_LOCAL_LEN = 16
 };
 
+/* GETSOCKOPT of a level that no host has, on a stream: what the host's socket holds, an int of bytes */
+enum {
+	VSO_SOL_QUEUE = 0x7f000000,
+	VSO_QUEUE_OUT = 1,		/* its peer has not acknowledged (SIOCOUTQ) */
+	VSO_QUEUE_UNSENT = 2		/* not sent yet (SIOCOUTQNSD) */
+};
+
 enum {
 	VSO_OPEN_ADDR_ONLY = 1		/* vso_open.flags, CONNECT on udp: open for sendto() to this destination, do not connect */
 };

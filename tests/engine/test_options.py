@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import socket
 import struct
 from typing import Any
@@ -34,6 +36,25 @@ def test_tcp_info_is_the_hosts_and_a_short_buffer_truncates_it(engine: EngineUnd
         assert len(info) >= 192
         assert info[0] == 1  # TCP_ESTABLISHED
         assert flow.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0] == 1
+        flow.close()
+
+
+def test_the_queue_level_tells_what_the_hosts_socket_holds(engine: EngineUnderTest) -> None:
+    queue, out, unsent = lib.VSO_SOL_QUEUE, lib.VSO_QUEUE_OUT, lib.VSO_QUEUE_UNSENT
+    with connection(engine) as (flow, host):
+        assert flow.getsockopt(queue, out) == flow.getsockopt(queue, unsent) == bytes(4)
+        while flow.credit or not engine.stats.buffered:
+            flow.try_send(bytes(65536))
+            engine.driver.ping()
+        held = int.from_bytes(flow.getsockopt(queue, out), "little")
+        assert held >= int.from_bytes(flow.getsockopt(queue, unsent), "little") > 0
+        sent = flow.tx_cnt
+        while sent:
+            sent -= len(host.recv(min(sent, 1 << 20)))
+        while flow.getsockopt(queue, out) != bytes(4):  # until the acknowledgement of the last
+            pass
+        with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOPROTOOPT))):
+            flow.getsockopt(queue, 3)
         flow.close()
 
 

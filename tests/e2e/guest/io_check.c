@@ -91,6 +91,57 @@ static void scatter_and_gather_keep_the_order(void)
 	MUST(memcmp(a, "abc", 3) == 0 && memcmp(b, "defg", 4) == 0);
 }
 
+/* those who wait in "gate" read from here on */
+static void open_the_gate(void)
+{
+	char answer[3];
+	int fd = ask(&peer, "open\n");
+
+	recv_exactly(fd, answer, sizeof(answer));
+	close(fd);
+}
+
+/* write without waiting until nothing moves any more; the bytes that went */
+static size_t fill(int fd)
+{
+	static char data[65536];
+	struct pollfd p = { .fd = fd, .events = POLLOUT };
+	size_t sent = 0;
+
+	MUST(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) == 0);
+	do {
+		ssize_t n;
+
+		while ((n = send(fd, data, sizeof(data), MSG_NOSIGNAL)) > 0)
+			sent += n;
+		SAME(errno, EAGAIN);
+		MUST(sent < (512u << 20));
+	} while (poll(&p, 1, 200) > 0);
+	return sent;
+}
+
+static void outq_counts_down_to_nothing_when_the_peer_has_all(void)
+{
+	int fd = ask(&peer, "sink\n"), n = -1;
+
+	send_all(fd, "0123456789", 10);
+	do {
+		sched_yield();
+		MUST(ioctl(fd, SIOCOUTQ, &n) == 0);
+	} while (n);
+	MUST(ioctl(fd, SIOCOUTQNSD, &n) == 0);
+	SAME(n, 0);
+	fd = ask(&peer, "gate\n");
+	fill(fd);
+	MUST(ioctl(fd, SIOCOUTQ, &n) == 0);
+	MUST(n > 0);
+	open_the_gate();
+	do {
+		sched_yield();
+		MUST(ioctl(fd, SIOCOUTQ, &n) == 0);
+	} while (n);
+}
+
 static void each_arrival_is_one_edge(void)
 {
 	int fd = ask(&peer, "echo\n"), ep = epoll_create1(0);
@@ -110,6 +161,59 @@ static void each_arrival_is_one_edge(void)
 		SAME(epoll_wait(ep, &out, 1, CHECK_SECONDS * 1000), 1);
 	while (!(out.events & EPOLLIN));
 	SAME(recv(fd, buf, 1, 0), 0);
+}
+
+static void a_writer_that_found_no_room_gets_an_edge_and_a_signal_when_there_is(void)
+{
+	int fd = ask(&peer, "gate\n"), ep = epoll_create1(0);
+	struct epoll_event ev = { .events = EPOLLOUT | EPOLLET }, out;
+	siginfo_t info;
+	sigset_t set;
+	size_t sent;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN);
+	MUST(sigprocmask(SIG_BLOCK, &set, NULL) == 0);
+	sent = fill(fd);
+	MUST(epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev) == 0);
+	while (epoll_wait(ep, &out, 1, 0) == 1)		/* something moved after all */
+		sent += fill(fd);
+	MUST(fcntl(fd, F_SETOWN, getpid()) == 0 && fcntl(fd, F_SETSIG, SIGRTMIN) == 0);
+	MUST(fcntl(fd, F_SETFL, O_NONBLOCK | O_ASYNC) == 0);
+	sent += fill(fd);			/* the signal is for who found no room, as the edge is */
+	open_the_gate();
+	SAME(epoll_wait(ep, &out, 1, CHECK_SECONDS * 1000), 1);
+	MUST(out.events & EPOLLOUT);
+	do
+		MUST(sigwaitinfo(&set, &info) == SIGRTMIN);
+	while (!(info.si_band & POLLOUT));
+	MUST(sent > 0 && send(fd, "x", 1, MSG_NOSIGNAL) == 1);
+}
+
+static void sigio_tells_of_the_connection_and_of_data(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	siginfo_t info;
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN);
+	sigaddset(&set, SIGIO);
+	MUST(sigprocmask(SIG_BLOCK, &set, NULL) == 0);
+	MUST(fcntl(fd, F_SETOWN, getpid()) == 0 && fcntl(fd, F_SETSIG, SIGRTMIN) == 0);
+	MUST(fcntl(fd, F_SETFL, O_NONBLOCK | O_ASYNC) == 0);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0 || errno == EINPROGRESS);
+	do
+		MUST(sigwaitinfo(&set, &info) == SIGRTMIN);
+	while (!(info.si_band & POLLOUT));
+	SAME(info.si_fd, fd);
+	MUST(wait_for(fd, POLLOUT) == POLLOUT);
+	MUST(fcntl(fd, F_SETSIG, 0) == 0 && fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+	MUST(ioctl(fd, FIOASYNC, &(int){1}) == 0);
+	MUST(fcntl(fd, F_GETFL) & O_ASYNC);
+	send_all(fd, "echo\ns", 6);
+	SAME(sigwaitinfo(&set, &info), SIGIO);
+	MUST(wait_for(fd, POLLIN) & POLLIN);
 }
 
 static int tick_fd, ticks;
@@ -308,6 +412,7 @@ int main(int argc, char **argv)
 	peer = address(argv[1], argv[2]);
 #define C(fn) run_check(#fn, fn)
 	C(fionread_counts_what_waits);
+	C(outq_counts_down_to_nothing_when_the_peer_has_all);
 	C(scatter_and_gather_keep_the_order);
 	C(msg_more_and_cork_delay_and_lose_nothing);
 	C(sendfile_sends_a_file);
@@ -315,6 +420,8 @@ int main(int argc, char **argv)
 	C(io_uring_connects_sends_receives_and_polls);
 	C(io_uring_accepts_on_loopback);
 	C(each_arrival_is_one_edge);
+	C(a_writer_that_found_no_room_gets_an_edge_and_a_signal_when_there_is);
+	C(sigio_tells_of_the_connection_and_of_data);
 	C(a_signal_interrupts_recv_unless_it_restarts);
 	C(a_forked_child_closing_its_copy_changes_nothing);
 	C(close_with_a_dup_left_keeps_the_connection);

@@ -224,6 +224,34 @@ static void rcvlowat_holds_back_poll_and_recv(void)
 	SAME(recv(fd, buf, 1, 0), 1);				/* never more than was asked for */
 }
 
+static void peek_off_moves_with_what_is_seen_and_read(void)
+{
+	int fd = ask(&peer, "echo\n"), fresh = socket(peer.ss.ss_family, SOCK_STREAM, 0), v = 2;
+	char buf[10];
+
+	if (setsockopt(fresh, SOL_SOCKET, SO_PEEK_OFF, &v, sizeof(v))) {
+		SAME(errno, EOPNOTSUPP);			/* TCP before 6.9 */
+		ERRNO(setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &v, sizeof(v)), EOPNOTSUPP);
+		return;
+	}
+	set(fd, SOL_SOCKET, SO_PEEK_OFF, 2);
+	send_all(fd, "abcdefgh", 8);
+	await_queued(fd, 8);
+	SAME(recv(fd, buf, 3, MSG_PEEK), 3);
+	MUST(memcmp(buf, "cde", 3) == 0);
+	SAME(get(fd, SOL_SOCKET, SO_PEEK_OFF), 5);
+	SAME(recv(fd, buf, 1, MSG_PEEK), 1);
+	SAME(buf[0], 'f');
+	SAME(recv(fd, buf, 2, 0), 2);				/* reading takes from the front, and the offset with it */
+	MUST(memcmp(buf, "ab", 2) == 0);
+	SAME(get(fd, SOL_SOCKET, SO_PEEK_OFF), 4);
+	SAME(recv(fd, buf, 9, MSG_PEEK), 2);
+	MUST(memcmp(buf, "gh", 2) == 0);
+	ERRNO(recv(fd, buf, 1, MSG_PEEK | MSG_DONTWAIT), EAGAIN);
+	set(fd, SOL_SOCKET, SO_PEEK_OFF, -1);
+	SAME(recv(fd, buf, 9, MSG_PEEK), 6);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc != 3) {
@@ -240,6 +268,7 @@ int main(int argc, char **argv)
 	C(a_cookie_is_the_sockets_for_life);
 	C(receive_timeout_is_eagain_and_does_not_lose_the_socket);
 	C(rcvlowat_holds_back_poll_and_recv);
+	C(peek_off_moves_with_what_is_seen_and_read);
 	C(linger_zero_close_does_not_hang);
 	return finish_checks();
 }
