@@ -45,7 +45,8 @@ enum vse_event_type {
 	VSE_EV_ENDED = 7,
 	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text, also in vs_vq_error() */
 	VSE_EV_BROKEN = 8,
-	VSE_EV_TAKEN = 9	/* the driver took the connection of vse_call(); else ENDED with ECONNREFUSED comes */
+	VSE_EV_TAKEN = 9,	/* the driver took the connection of vse_call(); else ENDED with ECONNREFUSED comes */
+	VSE_EV_GROUP = 10	/* answer with vse_group(). payload: the group's URI, error: VSO_GROUP_JOIN or _LEAVE */
 };
 
 struct vse_event {
@@ -131,6 +132,7 @@ int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const
  * serves its rings; -EAGAIN: it does not keep up; -ENFILE: max_flows.
  */
 int vse_call(struct vse_engine *e, int fd, uint32_t guest_port, bool greet, uint64_t *handle);
+int vse_group(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error);	/* what became of joining or leaving it */
 /*
  * IPX. The guest's node: fd is a UDP socket bound to an IPv4 address, the engine's in every case, for the life of the engine; peers are node
  * addresses of 6 bytes each, who is sent broadcasts and heard. A BIND of an ipx URI is answered with a socket number (0: any that is free)

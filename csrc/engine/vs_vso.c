@@ -302,6 +302,44 @@ static void on_dest(struct vse_flow *f, const struct vso_hdr *h, const struct vs
 	vse_dgram_ask(f, c, h);
 }
 
+static void on_group(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	struct vse_engine *e = f->pair->e;
+	uint32_t verdict = VSO_OFFLOAD, error = 0;
+	char uri[VSO_URI_MAX];
+
+	if (!(e->features & VSO_F_GROUP))
+		verdict = VSO_NATIVE;
+	else if (!h->len || h->len > VSO_URI_MAX || vs_chain_read(c, sizeof(*h), uri, h->len) != h->len || !vse_printable(uri, h->len) ||
+		 (h->arg != VSO_GROUP_JOIN && h->arg != VSO_GROUP_LEAVE))
+		error = EINVAL;
+	else if (f->group_asked)
+		error = ENOBUFS;	/* one at a time */
+	if (verdict || error) {
+		vse_vso_reply(f->pair, f, VSO_DEST_REPLY, (uint32_t)f->id, h->cookie, verdict, error, NULL, NULL);
+		return;
+	}
+	f->group_asked = true;
+	f->group_cookie = h->cookie;
+	vse_event(e, VSE_EV_GROUP, f, 0, h->arg, uri, h->len);
+}
+
+int vse_group(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error)
+{
+	struct vse_flow *f;
+	int rc = -ESTALE;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	if (f && f->group_asked && f->state == ST_DGRAM) {
+		f->group_asked = false;
+		vse_vso_reply(f->pair, f, VSO_DEST_REPLY, (uint32_t)f->id, f->group_cookie, verdict, error, NULL, NULL);
+		rc = 0;
+	}
+	vse_unlock(e);
+	return rc;
+}
+
 static void on_listen(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
 {
 	if (f->pending)
@@ -346,6 +384,7 @@ static const struct message {
 	[VSO_URGENT] = { .on_flow = on_urgent, .legal = IN(STREAM), .ignored = IN(DEAD) },
 	[VSO_DGRAM] = { .on_flow = on_dgram, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_DEST] = { .on_flow = on_dest, .legal = IN(DGRAM), .ignored = IN(DEAD) },
+	[VSO_GROUP] = { .on_flow = on_group, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_LISTEN] = { .on_flow = on_listen, .legal = IN(BOUND) | IN(LISTEN), .ignored = IN(DEAD) },
 	[VSO_SETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
 	[VSO_GETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },

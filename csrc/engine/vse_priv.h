@@ -133,6 +133,8 @@ struct vse_flow {
 	bool fin_sent;			/* shutdown(SHUT_WR) done */
 	bool connected;			/* datagrams: fd has a peer of its own */
 	bool six;			/* whose address is IPv6, and not IPv4 mapped */
+	bool group_asked;		/* datagrams: GROUP waits for Python's answer, under this cookie */
+	uint32_t group_cookie;
 	bool errq;			/* the error queue of fd may have entries */
 	uint32_t shut;			/* VSE_SHUT_* of the driver */
 	uint32_t error;			/* host or protocol error; RESET follows when what was readable is delivered */

@@ -5,7 +5,7 @@
  * The carrier checks and stores every option, as natively, and answers getsockopt. Those that shape the host's connection go to the device
  * as well (VSO_OPT_HOST): with CONNECT and BIND what was set before, with SETSOCKOPT what is set later; set while connecting, they
  * are kept and sent when connected. An option that is in no row below would succeed on the carrier and do nothing, so it is
- * ENOPROTOOPT. SOL_SOCKET is the carrier's alone before 6.8, where the core does not show it to us (vso_custom_sockopt).
+ * ENOPROTOOPT. Multicast groups of a published server are asked about (VSO_GROUP). SOL_SOCKET is the carrier's alone before 6.8, where the core does not show it to us (vso_custom_sockopt).
  */
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -54,7 +54,7 @@ static const struct vso_opt {
 	{ SOL_IP, IP_RECVTTL,			VSO_OPT_CARRIER },
 	{ SOL_IP, IP_RECVTOS,			VSO_OPT_CARRIER },
 	{ SOL_IP, IP_RECVORIGDSTADDR,		VSO_OPT_CARRIER },
-	{ SOL_IP, IP_MULTICAST_IF,		VSO_OPT_CARRIER },	/* groups are the guest's own: sent to and joined natively */
+	{ SOL_IP, IP_MULTICAST_IF,		VSO_OPT_CARRIER },	/* groups are the guest's own, but for vso_opt_group() */
 	{ SOL_IP, IP_MULTICAST_TTL,		VSO_OPT_CARRIER },
 	{ SOL_IP, IP_MULTICAST_LOOP,		VSO_OPT_CARRIER },
 	{ SOL_IP, IP_MULTICAST_ALL,		VSO_OPT_CARRIER },
@@ -177,6 +177,56 @@ static int vso_opt_forward(struct vso_sock *vs, const struct vso_opt *opt, const
 	return vso_opt_ask(vs, VSO_SETSOCKOPT, buf, sizeof(*o) + len, NULL, NULL);
 }
 
+/* the group that an option joins or leaves, if its interface is left open: one that is named is the guest's. Return: VSO_GROUP_*, 0: none */
+static u32 vso_opt_which_group(int level, int name, sockptr_t val, unsigned int len, union vso_addr *group)
+{
+	struct ip_mreqn four = {};
+	struct ipv6_mreq six;
+
+	*group = (union vso_addr) {};
+	if (level == SOL_IP && (name == IP_ADD_MEMBERSHIP || name == IP_DROP_MEMBERSHIP)) {
+		if (len < sizeof(struct ip_mreq) || copy_from_sockptr(&four, val, min_t(u32, len, sizeof(four))) ||
+		    four.imr_address.s_addr || four.imr_ifindex || !ipv4_is_multicast(four.imr_multiaddr.s_addr))
+			return 0;
+		group->v4.sin_family = AF_INET;
+		group->v4.sin_addr = four.imr_multiaddr;
+		return name == IP_ADD_MEMBERSHIP ? VSO_GROUP_JOIN : VSO_GROUP_LEAVE;
+	}
+	if (level == SOL_IPV6 && (name == IPV6_ADD_MEMBERSHIP || name == IPV6_DROP_MEMBERSHIP)) {
+		if (len < sizeof(six) || copy_from_sockptr(&six, val, sizeof(six)) || six.ipv6mr_ifindex ||
+		    !ipv6_addr_is_multicast(&six.ipv6mr_multiaddr))
+			return 0;
+		group->v6.sin6_family = AF_INET6;
+		group->v6.sin6_addr = six.ipv6mr_multiaddr;
+		return name == IPV6_ADD_MEMBERSHIP ? VSO_GROUP_JOIN : VSO_GROUP_LEAVE;
+	}
+	return 0;
+}
+
+/* a server that the device publishes joins a group, or leaves it: on the host, if the policy has it there. Return: as the call; 1: natively */
+static int vso_opt_group(struct vso_sock *vs, int level, int name, sockptr_t val, unsigned int len)
+{
+	char uri[VSO_URI_MAX + 1];
+	union vso_addr group;
+	u32 which, verdict;
+	int err, n;
+
+	if (!vs->was_bound || !vs->addr_only || !(vs->dev->features & VSO_F_GROUP) || READ_ONCE(vs->state) != VSO_ST_CONNECTED)
+		return 1;
+	which = vso_opt_which_group(level, name, val, len, &group);
+	if (!which)
+		return 1;
+	n = vso_uri_format(uri, sizeof(uri), &group, vs->row->protocol);
+	if (mutex_lock_killable(&vs->req_mutex))
+		return -EINTR;
+	err = vso_flow_request(vs, VSO_GROUP, which, uri, n) ?: vso_flow_wait(vs);
+	verdict = vs->verdict;
+	if (!err)
+		err = -(int)vs->error;
+	mutex_unlock(&vs->req_mutex);
+	return err == -ENODEV || (!err && verdict == VSO_NATIVE) ? 1 : err;
+}
+
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len)
 {
 	const struct vso_opt *opt = vso_opt_find(level, name);
@@ -189,6 +239,9 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 		return vso_again(sock, setsockopt, level, name, val, len);
 	err = -ENOPROTOOPT;
 	if (!opt || (vs->row->type != SOCK_STREAM && level == SOL_TCP))
+		goto out;
+	err = vso_opt_group(vs, level, name, val, len);
+	if (err != 1)
 		goto out;
 	if (level == SOL_SOCKET && vs->row->protocol != IPPROTO_MPTCP)
 		err = sock_setsockopt(sock, level, name, val, len);

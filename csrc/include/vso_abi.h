@@ -89,6 +89,7 @@ enum vso_type {
 	VSO_SETSOCKOPT = 21,		/* payload: struct vso_sockopt, value */
 	VSO_GETSOCKOPT = 22,		/* payload: struct vso_sockopt (len: room for the value) */
 	VSO_DEST = 23,			/* payload: URI; may an unconnected datagram flow send there? */
+	VSO_GROUP = 24,			/* arg: VSO_GROUP_*; payload: URI of a multicast group, port 0; of a datagram flow that BIND opened */
 
 	/* device to driver */
 	VSO_HELLO_REPLY = 64,		/* payload: struct vso_hello, hairpin namespace; arg: errno */
@@ -99,7 +100,7 @@ enum vso_type {
 	VSO_CLOSED = 69,		/* the answer to CLOSE: the id is free */
 	VSO_RESET = 70,			/* arg: errno for SO_ERROR (ECONNRESET, ETIMEDOUT, EPROTO, ...) */
 	VSO_SOCKOPT_REPLY = 71,		/* arg: errno; payload: struct vso_sockopt, value (GETSOCKOPT only) */
-	VSO_DEST_REPLY = 72,		/* payload: struct vso_reply without URIs */
+	VSO_DEST_REPLY = 72,		/* to DEST and GROUP; payload: struct vso_reply without URIs */
 	VSO_ERROR = 73			/* payload: struct vso_error, URI sent to, URI of the offender, begin of the datagram */
 };
 
@@ -129,7 +130,8 @@ enum {
 	VSO_F_NETNS = 8,
 	VSO_F_PING = 32,		/* feature bit 5: datagram flows of ICMP echo (icmp, icmp6; the port is the identifier) */
 	VSO_F_IPX = 64,			/* feature bit 6: datagram flows of IPX, opened by BIND; vso_dgram.tos is the packet type, ttl the hops so far */
-	VSO_F_URGENT = 128		/* feature bit 7: URGENT, both ways */
+	VSO_F_URGENT = 128,		/* feature bit 7: URGENT, both ways */
+	VSO_F_GROUP = 256		/* feature bit 8: GROUP */
 };
 
 /* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */
@@ -146,6 +148,11 @@ enum {
 	VSO_SOL_QUEUE = 0x7f000000,
 	VSO_QUEUE_OUT = 1,		/* its peer has not acknowledged (SIOCOUTQ) */
 	VSO_QUEUE_UNSENT = 2		/* not sent yet (SIOCOUTQNSD) */
+};
+
+enum {
+	VSO_GROUP_JOIN = 1,		/* NATIVE: the device does not serve this group */
+	VSO_GROUP_LEAVE = 2		/* NATIVE: it did not join it */
 };
 
 enum {

@@ -316,6 +316,19 @@ def drive_listener(host: str, port: int) -> None:
         assert stream.read() == "eof\n"
 
 
+def drive_group_member(host: str, group: str, port: int) -> None:
+    """The client side of guest/group_check.c, over the loopback."""
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("=4x4xi", 1))
+        client.bind((host, 0))
+        client.settimeout(60)
+        for data, to in ((b"hello", host), (b"to the group", group), (b"leave", host)):
+            client.sendto(data, (to, port))
+            assert client.recv(100) == data
+        client.sendto(b"to the group", (group, port))
+        client.sendto(b"quit", (host, port))
+
+
 def drive_datagram_server(host: str, port: int) -> None:
     """The client side of guest/dgram_server_check.c; AssertionError where the server does not do what it should."""
     with socket.socket(type=socket.SOCK_DGRAM) as first, socket.socket(type=socket.SOCK_DGRAM) as second:

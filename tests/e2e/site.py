@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from tests.e2e.peer import deaf_datagram, drive_datagram_server, drive_listener
+from tests.e2e.peer import deaf_datagram, drive_datagram_server, drive_group_member, drive_listener
 from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port, wait_until
 from vhostsock.offload.uri import IpxURI
 from vhostsock.qemu import qemu_args
@@ -42,6 +42,7 @@ from vhostsock.qemu import qemu_args
 HERE = Path(__file__).resolve().parent
 DENIED = ["EACCES", "EPERM", "ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "ETIMEDOUT", "EHOSTDOWN"]
 DATA_SIZE = 16 << 20
+GROUP = f"239.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"  # multicast, this run's alone
 IPX_NETWORK, IPX_PORT = "000000a1", 2131
 IPX_HOST = IPv4Address(f"127.{64 | os.getpid() >> 8 & 63}.{os.getpid() & 255}.8")  # of the loopback, and this run's alone
 
@@ -112,6 +113,16 @@ class Site:
             self.check(f"dgram_error_check {address} 7000 7001")
             self.check(f"dgram_cmsg_check {address} 7000")
 
+    def check_groups(self) -> None:
+        """Run guest/group_check.c with its client on the host, which sends to the group over the host's loopback."""
+        checking = self.vm.start(f"group_check 8084 {GROUP} 239.78.0.1")
+        port = int(self.backend.await_log(r"udp://0\.0\.0\.0:8084 published as udp://0\.0\.0\.0:(\d+)")[1])
+        self.backend.await_log(rf"joins group 'udp://{GROUP}:0': EADDRINUSE")  # all that it does before it listens
+        drive_group_member("127.0.0.1", GROUP, port)
+        result = checking.wait(check=False)
+        assert result.status == 0, result
+        assert "not ok" not in result.text, result.text
+
     def check_ipx(self) -> None:
         """Run guest/ipx_check.c with this guest as its own peer."""
         echo = self.vm.start("exec ipx_check echo >/tmp/echo")
@@ -164,6 +175,7 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
     ]
     rules += [f'[[rule]]\nmatch = {{ scheme = "ipx", address = "{IPX_HOST + 1}" }}\naction = "deny"\nerrno = "EPERM"\n']
     rules += [f'[[ipx]]\nnetwork = "{IPX_NETWORK}"\nlisten = "udp://{IPX_HOST}:{IPX_PORT}"\n']
+    rules += ['[[publish]]\nguest = "udp://0.0.0.0:8084"\nhost = "udp://0.0.0.0:0"\n' f'groups = "{GROUP}"\ninterface = "lo"\n']
     rules += ['[[publish]]\nguest = "udp://0.0.0.0:8082-8083"\nhost = "udp://127.0.0.1:0"\n']
     rules += [f'[[publish]]\nguest = "tcp://0.0.0.0:{g}"\nhost = "tcp://127.0.0.1:{h}"\n' for g, h in published.items()]
     return "\n".join(rules)

@@ -50,6 +50,10 @@ def test_datagram_claims_hold(newer: Site) -> None:
     newer.check_datagrams()
 
 
+def test_group_claims_hold(newer: Site) -> None:
+    newer.check_groups()
+
+
 def test_ipx_claims_hold(newer: Site) -> None:
     newer.check_ipx()
 

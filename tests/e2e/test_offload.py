@@ -80,6 +80,10 @@ def test_datagram_server_claims_hold(offload: Site) -> None:
     offload.check_datagram_server()
 
 
+def test_group_claims_hold(offload: Site) -> None:
+    offload.check_groups()
+
+
 def test_guest_httpd_is_reached_through_a_published_port(offload: Site) -> None:
     offload.vm.run("mkdir -p /tmp/www && echo hello from the guest >/tmp/www/hello && httpd -p 8080 -h /tmp/www")
     assert offload.fetch(8080, "/hello") == b"hello from the guest\n"

@@ -102,6 +102,9 @@ static void answer(struct cursor *c)
 			getsockname(s.node, (struct sockaddr *)&to, &(socklen_t){ sizeof(to) });
 		vse_dgram_dest(s.e, ev->handle, uri, &to, sizeof(to), below(c, 4) ? VSO_OFFLOAD : VSO_NATIVE, below(c, 4) ? 0 : EACCES);
 		break;
+	case VSE_EV_GROUP:
+		vse_group(s.e, ev->handle, below(c, 2) ? VSO_OFFLOAD : VSO_NATIVE, (uint32_t)take(c, 1));
+		break;
 	}
 	if (below(c, 16) == 0)
 		vse_reset_flow(s.e, ev->handle, ECONNRESET);
@@ -309,7 +312,7 @@ static void open_flow(struct cursor *c)
 	make_turn();
 }
 
-enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX | VSO_F_URGENT };
+enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP };
 
 static void set_up(struct cursor *c)
 {

@@ -129,6 +129,7 @@ static uint32_t payload(struct cursor *c, uint16_t type, uint8_t *to)
 		n = sizeof(struct vso_dgram) + uri_len + below(c, 300);
 		break;
 	case VSO_DEST:
+	case VSO_GROUP:
 		memcpy(to, uri, uri_len);
 		n = uri_len;
 		break;
@@ -157,7 +158,8 @@ static void send_message(struct cursor *c)
 					  VSO_CONNECT, VSO_CONNECT, VSO_BIND, VSO_LISTEN, VSO_CLOSE, VSO_SETSOCKOPT, VSO_GETSOCKOPT, VSO_DEST };
 	uint32_t kind = below(c, 64), other = below(c, 8) ? 0 : below(c, PAIRS), slot, len;
 	struct vso_hdr h = {
-		.type = kind == 61 ? (uint16_t)VSO_URGENT : kind < 62 ? types[kind / 4] : (uint16_t)take(c, 1), .flow = some_id(c), .arg = below(c, 4),
+		.type = kind == 62 ? (uint16_t)VSO_GROUP : kind == 61 ? (uint16_t)VSO_URGENT : kind < 62 ? types[kind / 4] : (uint16_t)take(c, 1),
+		.flow = some_id(c), .arg = below(c, 4),
 		.buf_alloc = below(c, 4) ? 4096 : (uint32_t)odd_number(c), .fwd_cnt = below(c, 4) ? 0 : (uint32_t)odd_number(c),
 		.cookie = (uint32_t)take(c, 1),
 	};

@@ -134,6 +134,11 @@ def test_wrong_file(text: str, expected: str) -> None:
         ('guest = "ipx://1.2.3"', "policy.toml:2: publish 1, key 'guest': 'ipx://1.2.3' cannot stand here"),
         ('guest = "udp://0.0.0.0:53"\nhost = "tcp://127.0.0.1:53"', "the guest binds udp, so must the host"),
         ('guest = "udp://0.0.0.0:53"\nhost = "unix:///run/x"', 'datagrams go to an address; write "udp://127.0.0.1:{port}"'),
+        ('guest = "udp://0.0.0.0:5"\nhost = "udp://0.0.0.0:5"\ngroups = "10.0.0.1"', "'10.0.0.1' is not multicast"),
+        ('guest = "udp://0.0.0.0:5"\ngroups = "239.1.2.3"', 'write host = "udp://0.0.0.0:{port}"'),
+        ('guest = "udp://0.0.0.0:5"\nhost = "udp://0.0.0.0:5"\ngroups = "ff15::/16"', 'write host = "udp6://::/{port}"'),
+        ('guest = "tcp://0.0.0.0:5"\nhost = "tcp://0.0.0.0:5"\ngroups = "239.1.2.3"', "is heard by a datagram socket"),
+        ('guest = "udp://0.0.0.0:5"\ninterface = "eth0"', "is where groups are joined"),
         ('guest = "tcp://0.0.0.0:{port}"', 'write "*" for every port'),
         ('guest = "tcp://0.0.0.0:0-10"', "0 asks for any port and is in no range"),
         ('guest = "tcp://0.0.0:80"', "no IPv4 address"),
@@ -145,7 +150,7 @@ def test_wrong_file(text: str, expected: str) -> None:
         ('guest = "tcp://0.0.0.0:80-89"\nhost = "unix:///run/x"', "one path for many guest ports"),
         ('guest = "tcp://0.0.0.0:80"\nhost = "unix:///run/{prt}"', "unknown placeholder {prt}"),
         ('guest = "tcp://0.0.0.0:80"\nhost = "unix://run"', "three slashes"),
-        ('guest = "tcp://0.0.0.0:80"\nmatch = {}', "match': unknown key; the keys are guest, host, device, netns, comment"),
+        ('guest = "tcp://0.0.0.0:80"\nmatch = {}', "match': unknown key; the keys are guest, host, device, netns, groups, int"),
     ],
 )
 def test_wrong_publish(text: str, expected: str) -> None:

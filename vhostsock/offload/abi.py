@@ -113,6 +113,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "RESET": Layout(),
     "SOCKOPT_REPLY": Layout(SOCKOPT, (("value", ""),)),
     "DEST": Layout(None, (("uri", ""),)),
+    "GROUP": Layout(None, (("uri", ""),)),
     "DEST_REPLY": Layout(REPLY, _URIS),
     "ERROR": Layout(ERROR, (("uri", "uri_len"), ("offender", "offender_len"), ("data", ""))),
 }

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Final
 
 from .._core import lib
 from ..errors import PolicyError, RequestError, UsageError
-from . import abi
+from . import abi, groups
 from . import uri as uris
 from .engine import Engine, Event
 from .engine_device import EngineDevice
@@ -105,6 +105,8 @@ class OffloadDevice(EngineDevice):
         self._flows.clear()
 
     def _unanswered(self, event: Event) -> None:
+        if event.kind == "GROUP" and self._engine:
+            self._engine.group(event.handle, _OFFLOAD, errno.ECONNABORTED)
         if event.kind in ("CONNECT", "BIND"):
             assert self._engine is not None
             self._engine.refuse(event.handle, _OFFLOAD, errno.ECONNABORTED)
@@ -335,7 +337,7 @@ class OffloadDevice(EngineDevice):
             text = f"publish as {decision.host} {errno_name(code)} ({decision.why})"
             self._refuse(flow, _OFFLOAD, code, text, logging.WARNING)
             return
-        flow.listener = listener
+        flow.listener, flow.publish = listener, decision.rule
         if isinstance(listener.host, InetURI):
             flow.family = listener.host.family  # of the addresses that a datagram socket can send to
         try:
@@ -346,6 +348,27 @@ class OffloadDevice(EngineDevice):
             self._say(flow, f"published as {listener.host} ({decision.why})")
         else:
             self._forget(flow)
+
+    def _group(self, event: Event) -> None:
+        """A datagram server joins a multicast group or leaves it: on the host where its rule names the group, else natively."""
+        assert self._engine is not None
+        text, join = event.payload.decode("ascii", "replace"), event.error == lib.VSO_GROUP_JOIN
+        flow = self._flows.get(event.handle)
+        verdict, code, why = lib.VSO_NATIVE, 0, "no publish rule names it for this socket"
+        try:
+            asked = uris.parse_inet(text)
+            served = flow and groups.named(flow.publish, asked.plain, flow.family) and (join or asked.plain in flow.groups)
+            if flow and flow.publish and served:
+                verdict, why = _OFFLOAD, str(flow.publish)
+                with self._engine.duplicate(flow.handle) as sock:
+                    groups.change(sock, asked, flow.publish.interface, join=join)
+                (flow.groups.add if join else flow.groups.discard)(asked.plain)
+        except (URIError, OSError) as error:
+            code = guest_errno(error) if isinstance(error, OSError) else errno.EINVAL
+            verdict, why = _OFFLOAD, f"{why}: {error}"
+        self._engine.group(event.handle, verdict, code)
+        outcome = "native" if verdict == lib.VSO_NATIVE else errno_name(code) if code else "on the host"
+        self._log(logging.INFO, "#%d %s group %r: %s (%s)", event.flow, "joins" if join else "leaves", text, outcome, why)
 
     def _bind_ipx(self, flow: Flow, asked: IpxURI, engine: Engine) -> None:
         if not self._ipx or flow.guest.netns != INITIAL:
@@ -426,6 +449,7 @@ _ANSWERS: Final[Mapping[str, Callable[[OffloadDevice, Event], None]]] = {
     "CONNECT": OffloadDevice._connect,
     "BIND": OffloadDevice._bind,
     "DGRAM_DEST": OffloadDevice._destination,
+    "GROUP": OffloadDevice._group,
     "CANCEL": OffloadDevice._cancel,
     "ACCEPTED": OffloadDevice._accepted,
     "ENDED": OffloadDevice._ended,

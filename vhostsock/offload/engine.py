@@ -18,7 +18,10 @@ from ..errors import UsageError
 
 __all__ = ["EVENT_NAMES", "Engine", "Event", "Stats"]
 
-FEATURES: Final = lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING | lib.VSO_F_IPX | lib.VSO_F_URGENT
+FEATURES: Final = (
+    lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING | lib.VSO_F_IPX | lib.VSO_F_URGENT
+    | lib.VSO_F_GROUP
+)
 BATCH: Final = 64  # events taken in one call
 EVENT_NAMES: Final[dict[int, str]] = {
     number: name.removeprefix("VSE_EV_") for number, name in ffi.typeof("enum vse_event_type").elements.items()
@@ -156,6 +159,10 @@ class Engine:
         if code:
             raise OSError(-code, os.strerror(-code))
         return int(handle[0])
+
+    def group(self, handle: int, verdict: int, error: int) -> bool:
+        """Answer a GROUP."""
+        return bool(lib.vse_group(self._engine, handle, verdict, error) == 0)
 
     def ipx_open(self, sock: socket.socket, network: int, peers: Sequence[int]) -> None:
         """Make the guest a node of IPX, reached at ``sock`` (UDP, bound to an IPv4 address), which is the engine's from now on.

@@ -10,14 +10,14 @@ their last event, which carries all the log wants.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .engine import Event
 from .errnos import errno_name
 from .handlers.base import Connection
 from .handlers.listen import Listener
-from .policy import INITIAL, Guest
-from .uri import InetURI, IpxURI
+from .policy import INITIAL, Guest, Publish
+from .uri import Address, InetURI, IpxURI
 
 __all__ = ["Flow", "ended_text"]
 
@@ -35,6 +35,8 @@ class Flow:
     task: asyncio.Task[None] | None = None  # connects
     connection: Connection | None = None
     listener: Listener | None = None
+    publish: Publish | None = None  # what published it
+    groups: set[Address] = field(default_factory=set)  # multicast, joined on the host
     family: int = 0  # of an unconnected datagram socket: AF_INET or AF_INET6
 
     def __str__(self) -> str:

@@ -178,7 +178,8 @@ class Publish:
     ``any_family``: the guest address is 0.0.0.0 or ::, and the rule serves either of them, because a dual-stack server
     binds ::; it does not serve a v6-only socket by way of 0.0.0.0. ``ports`` may hold 0, the guest's bind(0). ``host_ports``
     is None for a Unix target and for ``{port}`` (the guest's own); a range of the length of ``ports`` maps one to one;
-    range(0, 1) is any free port; any other range offers its ports to a guest that asked for port 0.
+    range(0, 1) is any free port; any other range offers its ports to a guest that asked for port 0. ``groups``: multicast
+    groups that a datagram server may join on the host's ``interface`` (empty: its routes decide).
     """
 
     number: int
@@ -189,6 +190,8 @@ class Publish:
     host_ports: range | None
     devices: tuple[str, ...] | None = None
     netns: tuple[str, ...] | None = None  # None: the initial one
+    groups: tuple[Span, ...] = ()
+    interface: str = ""
 
     @property
     def any_family(self) -> bool:

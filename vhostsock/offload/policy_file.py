@@ -31,6 +31,7 @@ _SCHEMES: Final = {  # the transport's name stands for both families
     "icmp": ("icmp", "icmp6"), "icmp6": ("icmp6",), "ipx": ("ipx",),
 }  # fmt: skip
 _ALL_SCHEMES: Final = frozenset(("tcp", "tcp6", "udp", "udp6"))
+_GROUPS: Final = (Span.of_prefix("224.0.0.0/4"), Span.of_prefix("ff00::/8"))
 _MAPPED: Final = Span.of_prefix("::ffff:0:0/96")
 _RANGE = re.compile(r"([0-9]{1,10})(?:-([0-9]{1,10}))?")
 _PUBLISHED = re.compile(r"((?:tcp|udp)6?)://(.*)[:/]([^:/]*)")
@@ -246,7 +247,8 @@ _RULE_KEYS: Final[Mapping[str, Parser]] = {
     "comment": _string,
 }  # fmt: skip
 _PUBLISH_KEYS: Final[Mapping[str, Parser]] = {
-    "guest": _string, "host": _string, "device": _devices, "netns": _namespaces, "comment": _string,
+    "guest": _string, "host": _string, "device": _devices, "netns": _namespaces, "groups": _addresses, "interface": _string,
+    "comment": _string,
 }  # fmt: skip
 _IPX_KEYS: Final[Mapping[str, Parser]] = {
     "network": _network, "listen": _udp, "peers": lambda key, value: tuple(_udp(key, item) for item in _nonempty(key, value)),
@@ -412,7 +414,20 @@ def _publish(table: dict[str, Any], number: int, where: str) -> Publish:
         host.expand(InetURI(address.transport, IPv4Address("192.0.2.1"), 80), Guest("name"))
     except URIError as error:
         raise _Bad("host", str(error)) from None
-    return Publish(number, where, address, ports, host, host_ports, found.get("device"), found.get("netns"))
+    groups, interface = found.get("groups", ()), found.get("interface", "")
+    _check_groups(groups, interface, address, text)
+    return Publish(number, where, address, ports, host, host_ports, found.get("device"), found.get("netns"), groups, interface)
+
+
+def _check_groups(groups: tuple[Span, ...], interface: str, guest: InetURI, host: str) -> None:
+    if interface and not groups:
+        raise _Bad("interface", "is where groups are joined; add groups, or remove the key")
+    for group in groups:
+        if not any(group.inside(all_groups) for all_groups in _GROUPS):
+            raise _Bad("groups", f'{group.text!r} is not multicast; write "239.1.2.3", a prefix of 224.0.0.0/4 or of ff00::/8')
+        wildcard = "udp6://::/" if group.version == 6 else "udp://0.0.0.0:"
+        if guest.transport != "udp" or not host.startswith(wildcard):
+            raise _Bad("groups", f'a group is heard by a datagram socket of any address; write host = "{wildcard}{{port}}"')
 
 
 def _published(key: str, text: str) -> tuple[InetURI, range | None, Template]:

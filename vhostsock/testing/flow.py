@@ -230,6 +230,11 @@ class Flow:
         """DEST: may this unconnected flow send there? Refused."""
         self.driver.granted(self._call(lib.VSO_DEST, lib.VSO_DEST_REPLY, timeout, payload=uri.encode()))
 
+    def group(self, uri: str, *, join: bool = True, timeout: float = TIMEOUT) -> None:
+        """GROUP: join or leave a multicast group. Refused."""
+        arg = lib.VSO_GROUP_JOIN if join else lib.VSO_GROUP_LEAVE
+        self.driver.granted(self._call(lib.VSO_GROUP, lib.VSO_DEST_REPLY, timeout, arg=arg, payload=uri.encode()))
+
     def recv_error(self, timeout: float = TIMEOUT) -> DatagramError:
         """The next ERROR: what became of a datagram that was sent."""
         self.driver.wait(lambda: self.errors or self.error, timeout, f"an error on {self!r}")

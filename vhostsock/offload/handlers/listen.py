@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..groups import ALL_GROUPS
 from ..policy import BindDecision
 from ..uri import InetURI, UnixURI
 from .base import made_up_port
@@ -73,6 +74,8 @@ class Listeners:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(v6only))
             if reuseport and host in self._ports:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if not stream:
+                sock.setsockopt(*ALL_GROUPS[host.family], 0)
             sock.bind(host.name())
             if reuseport:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
