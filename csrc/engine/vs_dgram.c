@@ -51,6 +51,7 @@ struct held {
 struct vse_dest {
 	TAILQ_ENTRY(vse_dest) entry;
 	enum { ASKED, READY, REFUSED } state;
+	bool client;			/* a datagram came from it */
 	bool wanted;			/* DEST waits for the answer, under this cookie */
 	uint32_t cookie;
 	uint32_t verdict, error;	/* of REFUSED */
@@ -420,6 +421,24 @@ out:
 	return rc;
 }
 
+int vse_dgram_client(struct vse_engine *e, uint64_t handle, const char *uri, void *addr, uint32_t room)
+{
+	size_t len = strlen(uri);
+	struct vse_dest *d;
+	struct vse_flow *f;
+	int rc = -ENOENT;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	if (f && f->dgram && f->state != ST_DEAD && len <= VSO_URI_MAX && (d = dest_find(f, uri, (uint16_t)len)) && d->client &&
+	    d->state == READY && d->addr_len <= room) {
+		memcpy(addr, &d->addr, d->addr_len);
+		rc = (int)d->addr_len;
+	}
+	vse_unlock(e);
+	return rc;
+}
+
 /* ------------------------------------------------------------------------------------------------------ names of senders */
 
 /* a client of the guest's server: it may be answered */
@@ -433,6 +452,7 @@ static void remember(struct vse_flow *f, const char *uri, const struct sockaddr_
 		return;		/* no memory, and the answer is Python's to allow; or the URI stands for another address */
 	f->nasked -= d->state == ASKED;
 	d->state = READY;
+	d->client = true;
 	d->addr = *ss;
 	d->addr_len = ss_len;
 	dest_answer(f, d, VSO_OFFLOAD, 0);

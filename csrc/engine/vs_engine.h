@@ -126,6 +126,8 @@ int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t
  * the least used goes first. */
 int vse_dgram_dest(struct vse_engine *e, uint64_t handle, const char *uri, const void *addr, uint32_t addr_len, uint32_t verdict,
 		   uint32_t error);
+/* has a datagram come from what this URI names, to the server that this flow is? Its sockaddr goes to addr: the length; else -ENOENT */
+int vse_dgram_client(struct vse_engine *e, uint64_t handle, const char *uri, void *addr, uint32_t room);
 /*
  * vsock: a connection of the host to a port of the guest. Takes the connected fd in every case, as the answers do. The driver hears of
  * it at once; TAKEN or ENDED follows. greet: the peer of fd is told "OK <host port>\n" before any byte of the guest. -ENOTCONN: no driver

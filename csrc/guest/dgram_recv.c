@@ -181,17 +181,22 @@ bool vso_local_known(struct vso_sock *vs, const struct in6_addr *in6)
 	return known;
 }
 
+static bool vso_in6_multicast(const struct in6_addr *in6)
+{
+	return ipv6_addr_v4mapped(in6) ? ipv4_is_multicast(in6->s6_addr32[3]) : ipv6_addr_is_multicast(in6);
+}
+
 /** vso_rx_dgram() - a datagram came: struct vso_dgram, the source's URI, perhaps the address it came to, its bytes */
 void vso_rx_dgram(const struct vso_msg *m)
 {
-	struct vso_sock *vs = m->vs;
+	struct vso_sock *vs = m->vs, *other = NULL;
 	union vso_addr from, to = {};
 	char uri[VSO_URI_MAX];
 	struct vso_dgram d;
 	struct in6_addr in6;
 	struct sk_buff *skb;
 	u32 uri_len, off;
-	bool local;
+	bool local, named;
 
 	if (vs->row->family == AF_IPX) {
 		vso_ipx_rx(m);
@@ -208,10 +213,14 @@ void vso_rx_dgram(const struct vso_msg *m)
 	vso_msg_copy(m, sizeof(d), uri, uri_len);
 	if (local)
 		vso_msg_copy(m, sizeof(d) + uri_len, &in6, sizeof(in6));
+	named = uri_len && !vso_uri_parse(uri, uri_len, vs->row->family, &from);
+	/* what was sent to a group came for each socket in it */
+	if (named && !list_empty_careful(&vs->server) && !(local && vso_in6_multicast(&in6)))
+		vs = other = vso_share_owner(vs, &from);
 	spin_lock(&vs->lock);
 	if (vs->state != VSO_ST_CONNECTED || vs->closing || vs->rcv_shut || !vs->sk || vs->conn == VSO_TO_NATIVE)
 		goto out;
-	if (!uri_len || vso_uri_parse(uri, uri_len, vs->row->family, &from))
+	if (!named)
 		from = vs->peer;
 	if (vs->conn == VSO_TO_DEVICE && !vso_addr_equal(&from, &vs->peer))
 		goto out;		/* connected: nobody else is heard */
@@ -233,6 +242,8 @@ void vso_rx_dgram(const struct vso_msg *m)
 	vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDBAND);
 out:
 	spin_unlock(&vs->lock);
+	if (other)
+		vso_sock_put(other);
 }
 
 /* --------------------------------------------------------------------------------------------------------------- errors */

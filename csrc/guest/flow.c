@@ -121,6 +121,7 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
 	INIT_LIST_HEAD(&vs->all);
 	INIT_LIST_HEAD(&vs->rxq);
 	skb_queue_head_init(&vs->dgrams);
+	INIT_LIST_HEAD(&vs->server);
 	INIT_LIST_HEAD(&vs->acceptq);
 	INIT_LIST_HEAD(&vs->accept_node);
 	INIT_LIST_HEAD(&vs->deferred);
@@ -220,6 +221,7 @@ void vso_detach(struct vso_sock *vs, const struct proto_ops *to)
 	vso_race();
 	rhashtable_remove_fast(&vso_table, &vs->node, vso_table_params);
 	vso_list(vs, false);
+	vso_share_remove(vs);
 	vso_sock_put(vs);
 }
 

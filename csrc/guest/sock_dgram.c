@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * sock_dgram.c - datagram sockets: taking them over, connecting, sending. dgram_recv.c receives, dgram_dest.c says where datagrams go.
+ * sock_dgram.c - datagram sockets: taking them over, connecting, sending. dgram_recv.c receives, dgram_dest.c says where
+ * datagrams go, dgram_share.c whose they are where sockets share a port.
  *
  * connect() asks the device for the peer, the first sendto() of an unconnected socket asks for its destination (VSO_OPEN_ADDR_ONLY). Both
  * wait for the answer, also on a non-blocking socket: natively they never wait, so there is nothing to poll for. After NATIVE a connected

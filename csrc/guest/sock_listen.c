@@ -66,6 +66,8 @@ static int vso_bind_carrier(struct vso_sock *vs, struct socket *sock, const unio
 	vs->state = vs->addr_only ? VSO_ST_CONNECTED : VSO_ST_BOUND;
 	vso_flow_wake(vs, EPOLLOUT | EPOLLHUP);
 	spin_unlock_bh(&vs->lock);
+	if (vs->row->type == SOCK_DGRAM)
+		vso_share_add(vs, sock->sk);
 	return 0;
 }
 

@@ -338,6 +338,7 @@ struct vso_sock {
 	struct in6_addr locals[VSO_LOCALS];
 	u32 next_local;
 
+	struct list_head server;	/* of a datagram server that shares its port: dgram_share.c */
 	struct list_head acceptq;	/* of the listener: children */
 	struct list_head accept_node;	/* of the child */
 	u32 acceptq_len;
@@ -452,6 +453,11 @@ __poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_tabl
 void vso_rx_dgram(const struct vso_msg *m);
 void vso_rx_error(const struct vso_msg *m);
 bool vso_local_known(struct vso_sock *vs, const struct in6_addr *in6);
+
+/* dgram_share.c */
+void vso_share_add(struct vso_sock *vs, const struct sock *sk);
+void vso_share_remove(struct vso_sock *vs);
+struct vso_sock *vso_share_owner(struct vso_sock *vs, const union vso_addr *from);
 
 /* dgram_dest.c */
 struct vso_dests *vso_dests_new(void);

@@ -367,6 +367,19 @@ def drive_datagram_server(host: str, port: int) -> None:
             assert second.recv(100) == b""
         second.send(b"heard")
         assert second.recv(100) == b"HEARD"
+        first.send(b"accept")
+        while (answer := first.recv(100)) == b"HELLO":
+            pass
+        assert answer == b"ACCEPTED"
+        for _ in range(16):  # so many that some would come to either socket, if it were left to chance
+            with socket.socket(type=socket.SOCK_DGRAM) as other:
+                other.settimeout(60)
+                other.connect((host, port))
+                for client, said in ((other, b"other"), (first, b"mine")):
+                    client.send(said)
+                    assert client.recv(100) == said.upper()
+        first.send(b"leave")
+        assert first.recv(100) == b"LEFT"
         first.send(b"quit")
         while (answer := first.recv(100)) == b"HELLO":  # to a greeting that was sent once too often
             pass

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.device_thread import PATIENCE
 from vhostsock._core import lib
+from vhostsock.offload.handlers import listen
 from vhostsock.testing.offload import Refused
 
 from .conftest import MakeGuest, free_port, port_of, read_all
@@ -86,6 +89,58 @@ def test_a_datagram_port_is_shared_with_no_other_socket_of_the_host(make_guest: 
         with pytest.raises(OSError, match="in use"):
             thief.bind(("127.0.0.1", host_port(guest)))
     flow.close()
+
+
+def test_datagram_sockets_of_a_guest_share_a_port_and_each_answers_the_clients_of_all(make_guest: MakeGuest) -> None:
+    guest = make_guest(publish("udp://0.0.0.0:5353", "udp://127.0.0.1:0"))
+    flows = [guest.bind("udp://0.0.0.0:5353", options=[REUSEADDR]) for _ in range(2)]
+    [(host, holders)] = guest.in_loop(lambda: list(guest.device._listeners._ports.items()))
+    assert holders == 2, "the same port of the host, also where any would do"
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(4)]
+        for client in clients:
+            client.settimeout(PATIENCE)
+            client.connect(host.name())
+            client.send(b"question")
+            source = f"udp://127.0.0.1:{port_of(client)}"
+            guest.wait(lambda: any(flow.datagrams for flow in flows), PATIENCE)
+            [got] = [flow for flow in flows if flow.datagrams]
+            assert got.recvfrom() == (b"question", source)
+            for flow in flows:
+                flow.sendto(b"answer", source)
+                assert client.recv(100) == b"answer"
+        stranger = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        stranger.bind(("127.0.0.1", 0))
+        flows[0].sendto(b"unasked", f"udp://127.0.0.1:{port_of(stranger)}")
+        flows[0].sendto(b"once more", source)
+        assert client.recv(100) == b"once more"
+        # the one to the stranger went before: had it been let through, it would be here
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(100)
+    for flow in flows:
+        flow.close()
+    guest.until(lambda: not guest.device._listeners._ports)
+    assert not guest.device._listeners._shared
+
+
+@pytest.mark.parametrize(("first", "second"), [([REUSEADDR], []), ([], [REUSEADDR]), ([], [])])
+def test_a_datagram_port_is_not_shared_unless_both_asked_for_it(make_guest: MakeGuest, first: Any, second: Any) -> None:
+    guest = make_guest(publish("udp://0.0.0.0:5353", f"udp://127.0.0.1:{free_port()}"))
+    guest.bind("udp://0.0.0.0:5353", options=first)
+    with pytest.raises(Refused) as caught:
+        guest.bind("udp://0.0.0.0:5353", options=second)
+    assert caught.value.errno == errno.EADDRINUSE
+
+
+def test_so_many_sockets_share_a_port_and_no_more(make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "SHARE_MAX", 3)
+    guest = make_guest(publish("udp://0.0.0.0:5353", f"udp://127.0.0.1:{free_port()}"))
+    for _ in range(3):
+        guest.bind("udp://0.0.0.0:5353", options=[REUSEADDR])
+    with pytest.raises(Refused) as caught:
+        guest.bind("udp://0.0.0.0:5353", options=[REUSEADDR])
+    assert caught.value.errno == errno.ENOBUFS
 
 
 def test_a_datagram_server_that_no_rule_publishes_stays_native(make_guest: MakeGuest) -> None:

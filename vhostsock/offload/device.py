@@ -301,12 +301,26 @@ class OffloadDevice(EngineDevice):
             return self._ipx.decide(asked, flow.guest, self.policy)
         if not isinstance(asked, InetURI) or asked.transport != flow.uri.transport:
             return b"", _OFFLOAD, errno.EAFNOSUPPORT, f"an address of {asked.scheme}"
+        if address := self._client_of_its_port(flow, asked):
+            return address, _OFFLOAD, 0, "a client of its port"
         decision = self.policy.decide(asked, flow.guest)
         if decision.action != "offload":
             return b"", _REFUSALS[decision.action], decision.errno, decision.why
         if not isinstance(decision.target, InetURI):
             return b"", _OFFLOAD, errno.ENETUNREACH, f"{decision.target} takes no datagrams, {decision.why}"
         return decision.target.sockaddr(flow.family or None), _OFFLOAD, 0, decision.why
+
+    def _client_of_its_port(self, flow: Flow, asked: InetURI) -> bytes | None:
+        """Of servers that share a port each may answer the others' clients: the host's kernel chooses which gets what."""
+        assert self._engine is not None
+        if flow.listener is None or self._listeners.holders(flow.listener.host) < 2:
+            return None
+        for other in self._flows.values():
+            if other.listener and other.listener.host == flow.listener.host and other is not flow:
+                address = self._engine.client(other.handle, str(asked))
+                if address:
+                    return address
+        return None
 
     def _bind(self, event: Event) -> None:
         opened = self._opened(event)

@@ -151,6 +151,12 @@ class Engine:
         """Answer a DGRAM_DEST: the sockaddr that ``uri`` stands for; or another verdict, or an errno, if it is refused."""
         return bool(lib.vse_dgram_dest(self._engine, handle, uri.encode(), address, len(address), verdict, error) == 0)
 
+    def client(self, handle: int, uri: str) -> bytes | None:
+        """The sockaddr of ``uri`` if a datagram came from it to the server that this flow is."""
+        address = ffi.new("uint8_t[128]")
+        length = lib.vse_dgram_client(self._engine, handle, uri.encode(), address, len(address))
+        return bytes(ffi.buffer(address, length)) if length > 0 else None
+
     def call(self, fd: int, port: int, *, greet: bool) -> int:
         """vsock: announce a connection of the host to ``port`` of the guest; its handle. ``greet``: tell ``fd`` "OK <port>"
         when the guest takes it. OSError: there is no driver that could answer (ENOTCONN), or no room (EAGAIN, ENFILE)."""

@@ -79,6 +79,40 @@ static void serve_connected(int fd, const struct addr *client)
 	SAME(sendto(fd, "DISCONNECTED", 12, 0, (void *)&client->ss, client->len), 12);
 }
 
+/* what a server does that serves each client on a socket of its own: connect this one, bind the next */
+static void serve_accepted(int fd, const struct addr *client)
+{
+	char buf[100];
+	ssize_t n;
+	int next;
+
+	MUST(connect(fd, (void *)&client->ss, client->len) == 0);
+	next = bound("0.0.0.0", served);
+	SAME(send(fd, "ACCEPTED", 8, 0), 8);
+	for (;;) {
+		struct pollfd both[] = { { .fd = fd, .events = POLLIN }, { .fd = next, .events = POLLIN } };
+		struct addr from = { .len = sizeof(from.ss) };
+
+		MUST(poll(both, 2, 60000) > 0);
+		if (both[1].revents) {
+			n = recvfrom(next, buf, sizeof(buf), MSG_DONTWAIT, (void *)&from.ss, &from.len);
+			MUST(n == 5 && !memcmp(buf, "other", 5));
+			MUST(port_of(&from) != port_of(client));
+			SAME(sendto(next, "OTHER", 5, 0, (void *)&from.ss, from.len), 5);
+		}
+		if (!both[0].revents)
+			continue;
+		n = recv(fd, buf, sizeof(buf), MSG_DONTWAIT);
+		if (n == 5 && !memcmp(buf, "leave", 5))
+			break;
+		MUST(n == 4 && !memcmp(buf, "mine", 4));
+		SAME(send(fd, "MINE", 4, 0), 4);
+	}
+	MUST(close(next) == 0);
+	MUST(connect(fd, &(struct sockaddr){ .sa_family = AF_UNSPEC }, sizeof(struct sockaddr)) == 0);
+	SAME(sendto(fd, "LEFT", 4, 0, (void *)&client->ss, client->len), 4);
+}
+
 static void each_client_gets_its_own_answer_in_capitals(void)
 {
 	static char buf[65536];
@@ -95,6 +129,10 @@ static void each_client_gets_its_own_answer_in_capitals(void)
 		last = n == 4 && !memcmp(buf, "quit", 4);
 		if (n == 7 && !memcmp(buf, "connect", 7)) {
 			serve_connected(fd, &from);
+			continue;
+		}
+		if (n == 6 && !memcmp(buf, "accept", 6)) {
+			serve_accepted(fd, &from);
 			continue;
 		}
 		for (ssize_t i = 0; i < n; i++)

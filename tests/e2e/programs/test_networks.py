@@ -12,7 +12,7 @@ from tests.e2e.programs.conftest import Done
 from tests.e2e.programs.house import HOST, OWN, House, dnsmasq
 
 IN, OUT = "host to guest", "guest to host"
-STREAMS = ["up", "-R", "--bidir", "-P 32"]
+KIND = pytest.mark.parametrize("kind", ["up", "-R", "--bidir", "-P 32", "-u"])
 MIB = 1 << 20
 BLOCK = 128 << 10  # what iperf3 writes at once over TCP
 
@@ -44,7 +44,7 @@ def moved(told: str) -> int:
     return total
 
 
-@pytest.mark.parametrize("kind", [*STREAMS, "-u"])
+@KIND
 @pytest.mark.program("iperf3", OUT, "TCP: one stream, -R, --bidir, 32 streams; UDP: -u", "no error, bytes received")
 def test_iperf3_to_the_host(programs: House, kind: str, done: Done) -> None:
     port = programs.port()
@@ -53,10 +53,8 @@ def test_iperf3_to_the_host(programs: House, kind: str, done: Done) -> None:
     done(f"{kind}: {moved(told)} bytes")
 
 
-# not "-u": its server binds its port again while the first socket is connected to a client; docs/policy.md ("Datagram servers")
-# says why a port of the host is not shared like that
-@pytest.mark.parametrize("kind", STREAMS)
-@pytest.mark.program("iperf3", IN, "TCP: one stream, -R, --bidir, 32 streams", "no error, bytes received")
+@KIND
+@pytest.mark.program("iperf3", IN, "TCP: one stream, -R, --bidir, 32 streams; UDP: -u", "no error, bytes received")
 def test_iperf3_to_the_guest(programs: House, kind: str, done: Done) -> None:
     port = programs.port()
     with programs.guest_server("iperf3d", f"iperf3 -s -4 -p {port}", port):
