@@ -30,6 +30,30 @@ const char *vso_state_name(enum vso_state state)
 	return state < ARRAY_SIZE(names) && names[state] ? names[state] : "?";
 }
 
+/* what the host's side is doing, as far as we were told. Called under vs->lock */
+static const char *vso_host_state(const struct vso_sock *vs)
+{
+	switch (vs->state) {
+	case VSO_ST_BINDING:
+	case VSO_ST_CONNECTING:
+		return "asked";
+	case VSO_ST_CLOSED:
+		return READ_ONCE(vs->dev->up) ? "reset" : "gone";
+	case VSO_ST_NATIVE:
+		return "-";
+	default:
+		return READ_ONCE(vs->dead) ? "gone" : vs->peer_fin ? "fin" : "open";
+	}
+}
+
+/* which directions the application has shut: r, s, rs */
+static const char *vso_shut(const struct vso_sock *vs)
+{
+	static const char * const names[] = { "-", "r", "s", "rs" };
+
+	return names[(vs->state == VSO_ST_CONNECTED ? vs->rcv_shut + 2 * vs->snd_shut : 0)];
+}
+
 static void *vso_seq_start(struct seq_file *m, loff_t *pos)
 {
 	spin_lock_bh(&vso_all_lock);
@@ -55,27 +79,39 @@ static const char *vso_proto_name(const struct vso_row *row)
 	return row->protocol == IPPROTO_MPTCP ? "mptcp" : "tcp";
 }
 
+#define VSO_NAME_MAX	64	/* the URI of any address */
+
+/* both addresses. Called under vs->lock */
+static void vso_names(const struct vso_sock *vs, char *local, char *remote)
+{
+	int protocol = vs->row->protocol;
+
+	vso_uri_format(local, VSO_NAME_MAX, &vs->local, protocol);
+	if (vs->state == VSO_ST_CONNECTED && vs->peer.sa.sa_family)
+		vso_uri_format(remote, VSO_NAME_MAX, &vs->peer, protocol);
+	else if (vs->state == VSO_ST_CONNECTING)
+		vso_uri_format(remote, VSO_NAME_MAX, &vs->target, protocol);
+	else
+		strscpy(remote, "-", VSO_NAME_MAX);
+}
+
 static void vso_seq_line(struct seq_file *m, struct vso_sock *vs)
 {
 	bool dgram = vs->row->type == SOCK_DGRAM;
-	char local[64], remote[64] = "-";
-	char name[VSO_NETNS_MAX + 1];
+	char local[VSO_NAME_MAX], remote[VSO_NAME_MAX], name[VSO_NETNS_MAX + 1];
 	u32 rx, tx;
 
 	if (!vs->attached || !net_eq(vs->net, seq_file_net(m)))
 		return;
-	vso_uri_format(local, sizeof(local), &vs->local, vs->row->protocol);
-	if (vs->state == VSO_ST_CONNECTED && vs->peer.sa.sa_family)
-		vso_uri_format(remote, sizeof(remote), &vs->peer, vs->row->protocol);
-	else if (vs->state == VSO_ST_CONNECTING)
-		vso_uri_format(remote, sizeof(remote), &vs->target, vs->row->protocol);
+	vso_names(vs, local, remote);
 	vso_netns_name(vs->net, name);
 	rx = vs->state == VSO_ST_LISTENING ? vs->acceptq_len : vs->row->family == PF_IPX && vs->sk ? sk_rmem_alloc_get(vs->sk) : vs->rx_bytes;
 	tx = vs->state == VSO_ST_LISTENING ? vs->buf_alloc : dgram ? 0 : vs->tx_cnt - vs->peer_fwd;
-	seq_printf(m, "%-5s %-10s %-32s %-32s %8u %8u %5u %8lu %08x %4u %8u %u:%s\n",
+	seq_printf(m, "%-5s %-10s %-32s %-32s %8u %8u %5u %8lu %08x %4u %8u %-5s %-4s %u:%s\n",
 		   vso_proto_name(vs->row), vso_state_name(vs->state), local, remote,
 		   rx, tx, from_kuid_munged(seq_user_ns(m), vs->uid), vs->ino, vs->flow,
-		   (unsigned int)(vs->pair - vs->dev->pair), vs->rx_drops, vs->net->ns.inum, name);
+		   (unsigned int)(vs->pair - vs->dev->pair), vs->rx_drops, vso_host_state(vs), vso_shut(vs),
+		   vs->net->ns.inum, name);
 }
 
 static int vso_seq_show(struct seq_file *m, void *v)
@@ -83,8 +119,8 @@ static int vso_seq_show(struct seq_file *m, void *v)
 	struct vso_sock *vs;
 
 	if (v == &vso_all) {
-		seq_printf(m, "%-5s %-10s %-32s %-32s %8s %8s %5s %8s %8s %4s %8s %s\n", "proto", "state", "local", "remote",
-			   "rx_queue", "tx_queue", "uid", "inode", "flow", "pair", "drops", "netns");
+		seq_printf(m, "%-5s %-10s %-32s %-32s %8s %8s %5s %8s %8s %4s %8s %-5s %-4s %s\n", "proto", "state", "local", "remote",
+			   "rx_queue", "tx_queue", "uid", "inode", "flow", "pair", "drops", "host", "shut", "netns");
 		return 0;
 	}
 	vs = list_entry(v, struct vso_sock, all);
@@ -104,11 +140,18 @@ static const struct seq_operations vso_seq_ops = {
 /** vso_show_fdinfo() - /proc/PID/fdinfo/FD */
 void vso_show_fdinfo(struct seq_file *m, struct socket *sock)
 {
+	char local[VSO_NAME_MAX], remote[VSO_NAME_MAX];
 	struct vso_sock *vs = vso_sock_get(sock);
+	const char *host;
 
 	if (!vs)
 		return;
-	seq_printf(m, "hwsock-flow:\t%08x\nhwsock-state:\t%s\n", vs->flow, vso_state_name(READ_ONCE(vs->state)));
+	spin_lock_bh(&vs->lock);
+	vso_names(vs, local, remote);
+	host = vso_host_state(vs);
+	spin_unlock_bh(&vs->lock);
+	seq_printf(m, "hwsock-flow:\t%08x\nhwsock-state:\t%s\nhwsock-host:\t%s\nhwsock-local:\t%s\nhwsock-remote:\t%s\n", vs->flow,
+		   vso_state_name(READ_ONCE(vs->state)), host, local, remote);
 	vso_sock_put(vs);
 }
 
