@@ -12,6 +12,7 @@ The guest knows the servers under addresses that do not exist; the policy rewrit
 | tcp, udp 10.0.0.5:7001, [fd00::5]:7001 | a port where nobody listens           |
 | tcp 10.0.0.5:7003, [fd00::5]:7003      | the stuck port of peer.py             |
 | tcp 10.0.0.5:7002      | ``own``, a listening socket of the test itself        |
+| tcp 10.0.0.5:7004      | the guest's own listener on 8080, through the host    |
 | udp 10.0.0.53:53       | ``dns``, a datagram socket of the test itself         |
 | 10.66.0.N, any port    | refused with the errno DENIED[N]                      |
 | IPX                    | its own node of network ``IPX_NETWORK``, nobody else's |
@@ -29,7 +30,7 @@ import re
 import socket
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -57,6 +58,12 @@ class Site:
     own: socket.socket
     dns: socket.socket
     published: dict[int, int] = field(default_factory=dict)  # guest port -> host port
+    plugged: int = 0  # how often the device was plugged again
+
+    @property
+    def device(self) -> str:
+        """QEMU's name of the device."""
+        return f"vhostsock{self.plugged}"
 
     @property
     def www(self) -> Path:
@@ -80,11 +87,12 @@ class Site:
 
     def plug_again(self) -> None:
         """Hot-plug a device for the same back-end in place of the one that was unplugged; returns when it serves."""
-        self.vm.qmp.execute("chardev-remove", id="vhostsock0-socket")
+        self.vm.qmp.execute("chardev-remove", id=f"{self.device}-socket")
+        self.plugged += 1
         address = {"type": "unix", "data": {"path": str(self.backend.socket)}}
-        self.vm.qmp.execute("chardev-add", id="again", backend={"type": "socket", "data": {"addr": address, "server": False}})
-        device = qemu_args("", name="vhostsock1")[-1].replace("vhostsock1-socket", "again")
-        driver, *properties = device.split(",")
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        self.vm.qmp.execute("chardev-add", id=f"{self.device}-socket", backend=backend)
+        driver, *properties = qemu_args("", name=self.device)[-1].split(",")
         self.vm.qmp.execute("device_add", driver=driver, **dict(word.split("=") for word in properties))
         fetches = "wget -q -O /dev/null http://10.0.0.5/"
         wait_until(lambda: self.vm.run(fetches, check=False).status == 0, "the new device serves")
@@ -132,6 +140,23 @@ class Site:
         self.vm.run("kill $(pidof ipx_check)")
         echo.wait(check=False)
 
+    def check_gone(self, take_away: Callable[[], None], *, back: bool = False) -> None:
+        """Run guest/gone_check.c; once it waits in every way there is, the device is taken away, and ``back`` again."""
+        checking = self.vm.start(f"gone_check 10.0.0.5 7000 7003 {'back' if back else ''} >/tmp/gone", timeout=200)
+        wait_until(lambda: "ready" in self.vm.run("cat /tmp/gone; true").text, "the program blocks")
+        take_away()
+        result = checking.wait(check=False)
+        claims = self.vm.run("cat /tmp/gone").text
+        assert result.status == 0, claims
+        assert "not ok" not in claims
+
+    def suspend_and_wake(self) -> None:
+        """Suspend the guest to memory (ACPI S3) and wake it as its power button would."""
+        self.vm.start("echo mem >/sys/power/state")
+        self.vm.qmp.await_event("SUSPEND")
+        self.vm.qmp.execute("system_wakeup")
+        self.vm.qmp.await_event("WAKEUP")
+
     def check_listener(self) -> None:
         """Run guest/listen_check.c with its client on the host; AssertionError with the claims that do not hold."""
         checking = self.vm.start("listen_check 8081 | tee /tmp/listen")
@@ -168,6 +193,7 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
         offload("tcp", "10.0.0.5", 7003, f"tcp://127.0.0.1:{ports['stuck']}"),
         offload("tcp6", "fd00::5", 7003, f"tcp6://::1/{ports['stuck']}"),
         offload("tcp", "10.0.0.5", 7002, f"tcp://127.0.0.1:{ports['own']}"),
+        offload("tcp", "10.0.0.5", 7004, f"tcp://127.0.0.1:{published[8080]}"),
         offload("udp", "10.0.0.53", 53, f"udp://127.0.0.1:{ports['dns']}"),
     ]
     rules += [

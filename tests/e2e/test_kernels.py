@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import whole_initramfs
 from tests.e2e.site import Site, site
-from tests.e2e.vm import script, wait_until
+from tests.e2e.vm import script
 
 pytestmark = pytest.mark.foreign
 SUITES = {"trixie": "6.12.", "trixie-backports": "7."}
@@ -67,13 +67,7 @@ def test_listener_claims_hold(newer: Site) -> None:
 
 
 def test_everybody_who_waits_hears_that_the_device_was_unplugged(newer: Site) -> None:
-    checking = newer.vm.start("gone_check 10.0.0.5 7000 >/tmp/gone")
-    wait_until(lambda: "ready" in newer.vm.run("cat /tmp/gone; true").text, "the program blocks")
-    newer.vm.unplug()
-    result = checking.wait(check=False)
-    claims = newer.vm.run("cat /tmp/gone").text
-    assert result.status == 0, claims
-    assert "not ok" not in claims
+    newer.check_gone(newer.vm.unplug)
 
 
 def test_a_device_plugged_later_is_taken_from_virtiofs(newer: Site) -> None:
