@@ -39,7 +39,7 @@ def test_takeover_claims_hold(generic: Site) -> None:
 
 
 def test_stream_claims_hold(generic: Site) -> None:
-    generic.check("stream_check 10.0.0.5 7000 7001 10.66.0.0 80 13")
+    generic.check_streams("10.0.0.5", "10.66.0.0 80 13")
 
 
 def test_datagram_claims_hold(generic: Site) -> None:
