@@ -115,6 +115,21 @@ def test_check_policy_explains(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tcp6://::/8080: published as tcp://127.0.0.1:18080\n" in output
 
 
+def test_check_policy_explains_destinations_of_ipx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "p.toml"
+    rule = '[[rule]]\nmatch = { scheme = "ipx", address = "10.0.0.3" }\naction = "deny"\nerrno = "EPERM"\n'
+    node = 'network = "000000a1"\nlisten = "udp://10.0.0.1"\npeers = ["udp://10.0.0.2"]\ndevice = "vm1"\n'
+    policy.write_text(f"{rule}[[ipx]]\n{node}")
+    uris = [f"ipx://000000a1.00000a0000{last}.4000" for last in ("02", "03", "04")]
+    for name in ("vm1", "vm2"):
+        assert main(["check-policy", str(policy), "--name", name, *(word for uri in uris for word in ("--explain", uri))]) == 0
+    output = capsys.readouterr().out
+    assert f"{uris[0]}: sent over UDP, and whoever is there is heard\n  because of ipx 1 at {policy}:5\n" in output
+    assert f"{uris[1]}: the application gets EPERM\n  because of rule 1 at {policy}:1\n" in output
+    assert f"{uris[2]}: the application gets ENETUNREACH\n" in output
+    assert f"{uris[0]}: the guest has no IPX network\n" in output
+
+
 def test_check_policy_wants_to_know_of_handlers_that_are_not_built_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

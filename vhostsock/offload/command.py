@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 
 from ..errors import PolicyError
+from . import ipx
 from .device import OffloadDevice
 from .policy import Guest, Policy
 from .policy_file import BUILT_IN, load_policy
-from .uri import parse_inet
+from .uri import IpxURI, parse, parse_inet
 
 __all__ = ["check", "make_device"]
 
@@ -20,7 +21,8 @@ def make_device(options: argparse.Namespace) -> OffloadDevice:
 
 def check(options: argparse.Namespace) -> None:
     """Load the policy and explain. PolicyError, or ValueError for a URI on the command line that is none."""
-    explain, explain_bind = [parse_inet(u) for u in options.explain], [parse_inet(u) for u in options.explain_bind]
+    explain = [uri if isinstance(uri := parse(u), IpxURI) else parse_inet(u) for u in options.explain]
+    explain_bind = [parse_inet(u) for u in options.explain_bind]
     policy = load_policy(options.file)
     for name, rule in policy.handlers().items():
         if name not in (*BUILT_IN, *options.handler):
@@ -30,7 +32,8 @@ def check(options: argparse.Namespace) -> None:
     print(f"{options.file}: good; {_count(len(policy.rules), 'rule')}, {_count(len(policy.publishes), 'publish rule')}, "
           f"default {policy.default}")  # fmt: skip
     for uri in explain:
-        print(*policy.explain(uri, guest), sep="\n")
+        lines = ipx.explain(policy, uri, guest) if isinstance(uri, IpxURI) else policy.explain(uri, guest)
+        print(*lines, sep="\n")
     for uri in explain_bind:
         print(*policy.explain_bind(uri, guest), sep="\n")
 

@@ -15,14 +15,16 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final
 
 from .._core import lib
+from .errnos import errno_name
 from .policy import Guest, Ipx, Policy
 from .uri import IPX_BROADCAST, InetURI, IpxURI
 
-__all__ = ["IpxNode"]
+__all__ = ["IpxNode", "explain"]
 
 _OFFLOAD: Final[int] = lib.VSO_OFFLOAD
 
@@ -72,6 +74,19 @@ class IpxNode:
         if decision.action == "native":
             return b"", _OFFLOAD, errno.ENETUNREACH, f"{where} is no peer of {self}, and {decision.why}"
         return where.sockaddr(), _OFFLOAD, 0, decision.why
+
+
+def explain(policy: Policy, asked: IpxURI, guest: Guest) -> Iterator[str]:
+    """Lines that say what happens to a datagram to ``asked``."""
+    table = policy.ipx_of(guest.device)
+    if table is None:
+        yield f"{asked}: the guest has no IPX network"
+        yield f"  because no [[ipx]] of {policy.file} names the device {guest.device!r}"
+        return
+    _, _, code, why = IpxNode(table).decide(asked, guest, policy)
+    outcome = f"the application gets {errno_name(code)}" if code else "sent over UDP, and whoever is there is heard"
+    yield f"{asked}: {outcome}"
+    yield f"  because of {why}"
 
 
 def _node_of(where: InetURI) -> int:
