@@ -23,8 +23,12 @@ void vse_urgent_seen(struct vse_flow *f)
 {
 	const struct vse_engine *e = f->pair->e;
 
-	if (e->dialect->urgent && e->features & VSO_F_URGENT && f->state == ST_STREAM)
+	if (f->state != ST_STREAM)
+		return;
+	if (e->dialect->urgent && e->features & VSO_F_URGENT)
 		f->pri_seen = true;
+	else
+		f->hup = true;	/* the guest hears nothing of it, but no read goes past the mark: a short one does not mean empty */
 }
 
 /* before each read: 0, read on; -EAGAIN: the byte's turn has come, and the guest has no room for it */
