@@ -5,7 +5,7 @@
  * The four operations of the undecided table decide. What is clearly not the device's (loopback, an address of this guest, a socket of
  * the kernel, another network namespace, a socket tied to an interface, no device) goes to the native table at once. For a stream
  * socket the native table is put back *before* the native call, with cmpxchg, so that of two racing threads one decides; when the
- * native connect fails at once, the socket becomes undecided again.
+ * native connect fails before its caller, the socket becomes undecided again. (A non-blocking caller is gone by then: natively for good.)
  *
  * What may be the device's is taken over (vso_take) and asked for, one round trip. The answer:
  *
@@ -171,20 +171,25 @@ int vso_pre_connect(struct sock *sk, vso_sockaddr *uaddr, int len)
 	return err;
 }
 
-/* the native table is back before the native call; undecided again if nothing came of it */
-static int vso_commit_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+/* connect() of a socket that has its native table; undecided again if nothing came of it */
+static int vso_native_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
 {
-	int err;
+	int err = row->native->connect(sock, uaddr, len, flags);
 
-	vso_race();
-	if (cmpxchg(&sock->ops, &row->undecided, row->native) != &row->undecided)
-		return vso_again(sock, connect, uaddr, len, flags);
-	vso_race();
-	err = row->native->connect(sock, uaddr, len, flags);
 	vso_race();
 	if (err && READ_ONCE(sock->state) == SS_UNCONNECTED)
 		cmpxchg(&sock->ops, row->native, &row->undecided);
 	return err;
+}
+
+/* the native table is back before the native call */
+static int vso_commit_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+{
+	vso_race();
+	if (cmpxchg(&sock->ops, &row->undecided, row->native) != &row->undecided)
+		return vso_again(sock, connect, uaddr, len, flags);
+	vso_race();
+	return vso_native_connect(row, sock, uaddr, len, flags);
 }
 
 static bool vso_connect_done(struct vso_sock *vs, u32 arg)
@@ -224,7 +229,7 @@ static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags,
 		return 0;
 	case VSO_ST_GONE:
 		if (READ_ONCE(sock->ops) == row->native)
-			return row->native->connect(sock, (void *)&vs->target, vs->target_len, flags);
+			return vso_native_connect(row, sock, (void *)&vs->target, vs->target_len, flags);
 		return sock_error(sk) ?: -ECONNABORTED;
 	case VSO_ST_CLOSED:
 		err = sock_error(sk) ?: -ECONNABORTED;
