@@ -13,12 +13,13 @@ The guest knows the servers under addresses that do not exist; the policy rewrit
 | tcp 10.0.0.5:7003, [fd00::5]:7003      | the stuck port of peer.py             |
 | tcp 10.0.0.5:7002      | ``own``, a listening socket of the test itself        |
 | tcp 10.0.0.5:7004      | the guest's own listener on 8080, through the host    |
+| udp 10.0.0.5:7005      | the guest's own datagram server on 8090, through the host |
 | udp 10.0.0.53:53       | ``dns``, a datagram socket of the test itself         |
 | 10.66.0.N, any port    | refused with the errno DENIED[N]                      |
 | IPX                    | its own node of network ``IPX_NETWORK``, nobody else's |
 | anything else          | not offloaded: native                                 |
 
-Guest listeners on 8080 and 8081 are published on loopback, on the ports ``published``; UDP ports 8082 and
+Guest listeners on 8080 and 8081 are published on loopback, on the ports ``published``; so is UDP port 8090, and 8082 and
 8083 on some that the log tells.
 """
 
@@ -31,7 +32,7 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -57,7 +58,8 @@ class Site:
     vm: Vm
     own: socket.socket
     dns: socket.socket
-    published: dict[int, int] = field(default_factory=dict)  # guest port -> host port
+    ports: dict[str, int]  # on the host's loopback: of peer, closed and others
+    published: dict[int, int]  # guest port -> host port
     plugged: int = 0  # how often the device was plugged again
 
     @property
@@ -194,6 +196,7 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
         offload("tcp6", "fd00::5", 7003, f"tcp6://::1/{ports['stuck']}"),
         offload("tcp", "10.0.0.5", 7002, f"tcp://127.0.0.1:{ports['own']}"),
         offload("tcp", "10.0.0.5", 7004, f"tcp://127.0.0.1:{published[8080]}"),
+        offload("udp", "10.0.0.5", 7005, f"udp://127.0.0.1:{published[8090]}"),
         offload("udp", "10.0.0.53", 53, f"udp://127.0.0.1:{ports['dns']}"),
     ]
     rules += [
@@ -203,7 +206,9 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
     rules += [f'[[ipx]]\nnetwork = "{IPX_NETWORK}"\nlisten = "udp://{IPX_HOST}:{IPX_PORT}"\n']
     rules += ['[[publish]]\nguest = "udp://0.0.0.0:8084"\nhost = "udp://0.0.0.0:0"\n' f'groups = "{GROUP}"\ninterface = "lo"\n']
     rules += ['[[publish]]\nguest = "udp://0.0.0.0:8082-8083"\nhost = "udp://127.0.0.1:0"\n']
-    rules += [f'[[publish]]\nguest = "tcp://0.0.0.0:{g}"\nhost = "tcp://127.0.0.1:{h}"\n' for g, h in published.items()]
+    for guest, host in published.items():
+        scheme = "udp" if guest == 8090 else "tcp"
+        rules.append(f'[[publish]]\nguest = "{scheme}://0.0.0.0:{guest}"\nhost = "{scheme}://127.0.0.1:{host}"\n')
     return "\n".join(rules)
 
 
@@ -240,9 +245,9 @@ def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1, disk: str = "
             "dns": dns.getsockname()[1],
             "closed": closed.getsockname()[1],
         }
-        published = {8080: free_port(), 8081: free_port()}
+        published = {8080: free_port(), 8081: free_port(), 8090: free_port(socket.SOCK_DGRAM)}
         policy = folder / "policy.toml"
         policy.write_text(_policy(ports, published))
         backend = stack.enter_context(Backend(folder, "offload", "--policy", policy, "--name", "vm1", "--pairs", str(pairs)))
         vm = stack.enter_context(Vm(folder, initramfs, "--socket", backend.socket, "--pairs", str(pairs), *boot, disk=disk))
-        yield Site(folder, backend, vm, own, dns, published)
+        yield Site(folder, backend, vm, own, dns, ports, published)

@@ -241,9 +241,9 @@ class Vm(Program):
                     stack.callback(getattr(self, part).close)
 
 
-def free_port() -> int:
+def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
     """A port of 127.0.0.1 that nobody used a moment ago."""
-    with socket.socket() as sock:
+    with socket.socket(type=kind) as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port

@@ -6,38 +6,15 @@
  * the policy does not name and the guest has no route to. Unlike the other programs this one looks into /proc/net/hwsock.
  */
 #include "check.h"
+#include "listed.h"
 #include <pthread.h>
 #include <sched.h>
-#include <sys/stat.h>
 
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif
 
 static struct addr peer, peer6, native;
-
-/* the line of this socket in /proc/net/hwsock, "" if it is not offloaded */
-static const char *listed(int fd)
-{
-	static char line[512];
-	FILE *f = fopen("/proc/net/hwsock", "r");
-	unsigned long inode;
-	struct stat st;
-
-	MUST(f && fstat(fd, &st) == 0);
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "%*s %*s %*s %*s %*s %*s %*s %lu", &inode) == 1 && inode == st.st_ino)
-			break;
-	if (feof(f))
-		line[0] = 0;
-	fclose(f);
-	return line;
-}
-
-static int offloaded(int fd)
-{
-	return listed(fd)[0] != 0;
-}
 
 static int loopback_listener(int family, int protocol, struct addr *a)
 {
