@@ -165,6 +165,8 @@ int vso_pre_connect(struct sock *sk, vso_sockaddr *uaddr, int len)
 
 	if (!sk->sk_prot->pre_connect)
 		return 0;
+	if (sk->sk_type == SOCK_DGRAM)		/* takes the lock itself where a program is attached, as inet_dgram_connect() knows */
+		return sk->sk_prot->pre_connect(sk, (void *)uaddr, len);
 	lock_sock(sk);
 	err = sk->sk_prot->pre_connect(sk, (void *)uaddr, len);
 	release_sock(sk);

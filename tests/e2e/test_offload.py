@@ -72,6 +72,10 @@ def test_datagram_claims_hold(offload: Site) -> None:
     offload.check_datagrams()
 
 
+def test_programs_of_a_cgroup_are_asked_about_connect_and_nothing_else(offload: Site) -> None:
+    offload.check("cgroup_check 10.0.0.5 7000")
+
+
 def test_listener_claims_hold(offload: Site) -> None:
     offload.check_listener()
 
