@@ -312,6 +312,7 @@ static int vso_accept_child(struct vso_sock *vs, struct vso_sock *child, struct 
 		return err;
 	newsk = shell->sk;
 	vso_opts_inherit(newsk, sk);
+	vso_opts_told(child, newsk);
 	sock_graft(newsk, newsock);
 	shell->sk = NULL;
 	sock_release(shell);

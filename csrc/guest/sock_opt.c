@@ -227,6 +227,45 @@ static int vso_opt_group(struct vso_sock *vs, int level, int name, sockptr_t val
 	return err == -ENODEV || (!err && verdict == VSO_NATIVE) ? 1 : err;
 }
 
+/** vso_opts_told() - the device has, or is being sent, what the carrier has */
+void vso_opts_told(struct vso_sock *vs, const struct sock *sk)
+{
+	vs->told_keepalive = sock_flag(sk, SOCK_KEEPOPEN);
+	vs->told_sndbuf = READ_ONCE(sk->sk_sndbuf);
+	vs->told_rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+}
+
+/* without waiting: the carrier took the option, and nobody waits for what the host says of it */
+static void vso_opt_tell(struct vso_sock *vs, int name, int value)
+{
+	struct {
+		struct vso_sockopt o;
+		__le32 value;
+	} msg = {
+		.o = { .level = cpu_to_le32(SOL_SOCKET), .name = cpu_to_le32(name), .len = cpu_to_le32(sizeof(msg.value)) },
+		.value = cpu_to_le32(value),
+	};
+
+	vso_flow_send(vs, VSO_SETSOCKOPT, 0, &msg, sizeof(msg.o) + sizeof(msg.value), GFP_ATOMIC);
+}
+
+/** vso_opts_sync_slow() - send those that have changed, if there is a connection to have them */
+void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk)
+{
+	bool keepalive = sock_flag(sk, SOCK_KEEPOPEN);
+	int sndbuf = READ_ONCE(sk->sk_sndbuf), rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+
+	if (READ_ONCE(vs->state) != VSO_ST_CONNECTED)
+		return;
+	if (keepalive != vs->told_keepalive)
+		vso_opt_tell(vs, SO_KEEPALIVE, keepalive);
+	if (sndbuf != vs->told_sndbuf && sk->sk_userlocks & SOCK_SNDBUF_LOCK)	/* the kernel keeps twice what setsockopt() said */
+		vso_opt_tell(vs, SO_SNDBUF, sndbuf / 2);
+	if (rcvbuf != vs->told_rcvbuf && sk->sk_userlocks & SOCK_RCVBUF_LOCK)
+		vso_opt_tell(vs, SO_RCVBUF, rcvbuf / 2);
+	vso_opts_told(vs, sk);
+}
+
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len)
 {
 	const struct vso_opt *opt = vso_opt_find(level, name);
@@ -255,6 +294,8 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 		goto out;
 	/* IP options take one byte, too: the wire has integers */
 	err = vso_opt_forward(vs, opt, buf, opt->where == VSO_OPT_HOST ? sizeof(int) : n);
+	if (level == SOL_SOCKET)
+		vso_opts_told(vs, sock->sk);
 out:
 	vso_sock_put(vs);
 	return err;

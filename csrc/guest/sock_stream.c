@@ -179,6 +179,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		err = READ_ONCE(vs->state) == VSO_ST_CONNECTED ? -EISCONN : -EALREADY;
 		goto out;
 	}
+	vso_opts_sync(vs, sk);
 	timeo = sock_sndtimeo(sk, msg->msg_flags & MSG_DONTWAIT);
 	while (msg_data_left(msg)) {
 		size_t left = msg_data_left(msg);
@@ -247,6 +248,7 @@ __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_tab
 	vs = vso_sock_get(sock);
 	if (!vs)
 		return vso_again_poll(sock, file);
+	vso_opts_sync(vs, sk);
 	spin_lock_bh(&vs->lock);
 	switch (vs->state) {
 	case VSO_ST_BINDING:

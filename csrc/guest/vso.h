@@ -353,6 +353,9 @@ struct vso_sock {
 	struct list_head deferred;	/* options set while connecting: sent when connected */
 	u32 opt_len;
 	u8 *opt_buf;
+	/* SOL_SOCKET options as the device has them: sock_opt.c */
+	bool told_keepalive;
+	int told_sndbuf, told_rcvbuf;
 
 	struct work_struct work;	/* the native fallback of connect() */
 	struct vso_tx close;		/* always there, so that close() cannot fail; last (flexible body) */
@@ -468,6 +471,8 @@ bool vso_addr_equal(const union vso_addr *a, const union vso_addr *b);
 /* sock_opt.c */
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len);
 int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, int __user *len);
+void vso_opts_told(struct vso_sock *vs, const struct sock *sk);
+void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk);
 u32 vso_host_queue(struct vso_sock *vs, u32 name);
 u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *buf, u32 size);
 void vso_opts_inherit(struct sock *to, struct sock *from);
@@ -523,6 +528,14 @@ void vso_show_fdinfo(struct seq_file *m, struct socket *sock);
 #define vso_race_atomic()	do { } while (0)
 #define vso_race()		do { } while (0)
 #endif
+
+/* Before Linux 6.8 the kernel keeps SOL_SOCKET options from us: streams look, with each call, whether one has changed */
+static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk)
+{
+	if (unlikely(vs->told_keepalive != sock_flag(sk, SOCK_KEEPOPEN) || vs->told_sndbuf != READ_ONCE(sk->sk_sndbuf) ||
+		     vs->told_rcvbuf != READ_ONCE(sk->sk_rcvbuf)))
+		vso_opts_sync_slow(vs, sk);
+}
 
 /* an offloaded operation finds its state, or else the socket changed its table under us: then the new table serves the call */
 #define vso_again(sock, op, ...) ({ vso_race(); smp_load_acquire(&(sock)->ops)->op((sock), ##__VA_ARGS__); })

@@ -12,6 +12,7 @@ Stream (one connection, one line, then):
     stick           fill the queue of the stuck port, so that connects to it hang; answer "ok\\n"
     unstick         serve it from now on; connects that hang go on when they try again, within seconds; answer "ok\\n"
     urgent N        send N bytes of the pattern, an urgent "U" and "after", wait for EOF
+    keepalive       when the keepalive timer of the client's socket runs, answer "ok\\n" (the client's is of this system)
     mark            answer "go\\n", read until EOF, answer "<before the mark> <urgent byte> <after it>\\n"
 Datagram: each datagram is sent back to where it came from, but for these:
     drop...         no answer
@@ -36,6 +37,7 @@ import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 UDP_SEGMENT, IP_RECVTTL = 103, 12  # linux/udp.h, linux/in.h; the socket module has no names for them
 
@@ -53,6 +55,17 @@ def _send_urgent(sock: socket.socket, n: int) -> None:
     sock.sendall(pattern(n))
     sock.send(b"U", socket.MSG_OOB)
     sock.sendall(b"after")
+
+
+def _keeps_alive(sock: socket.socket) -> bool:
+    """Whether the other end of this connection, on this system, has its keepalive timer running (proc_net_tcp: tr is 2)."""
+    table = Path("/proc/net/tcp6" if sock.family == socket.AF_INET6 else "/proc/net/tcp").read_text()
+    ports = [f"{address[1]:04X}" for address in (sock.getpeername(), sock.getsockname())]
+    for line in table.splitlines()[1:]:
+        words = line.split()
+        if [words[1].rpartition(":")[2], words[2].rpartition(":")[2]] == ports:
+            return words[5].startswith("02:")
+    return False
 
 
 def _read_urgent(sock: socket.socket) -> bytes:
@@ -144,6 +157,10 @@ class _Peer:
                 await self._raw(writer, lambda sock: _send_urgent(sock, int(n)))
                 while await reader.read(65536):
                     pass
+            case [b"keepalive"]:
+                while not _keeps_alive(writer.get_extra_info("socket")):  # noqa: ASYNC110  the kernel tells nobody of it
+                    await asyncio.sleep(0.01)
+                writer.write(b"ok\n")
             case [b"mark"]:
                 writer.write(await self._raw(writer, _read_urgent))
             case _:

@@ -224,6 +224,18 @@ static void rcvlowat_holds_back_poll_and_recv(void)
 	SAME(recv(fd, buf, 1, 0), 1);				/* never more than was asked for */
 }
 
+/* the peer says so when it sees that timer at the other end of its connection */
+static void keepalive_that_is_set_after_connecting_is_kept(void)
+{
+	int fd = open_connected(&peer);
+	char answer[3];
+
+	set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+	send_all(fd, "keepalive\n", 10);
+	recv_exactly(fd, answer, sizeof(answer));
+	MUST(memcmp(answer, "ok\n", 3) == 0);
+}
+
 static void peek_off_moves_with_what_is_seen_and_read(void)
 {
 	int fd = ask(&peer, "echo\n"), fresh = socket(peer.ss.ss_family, SOCK_STREAM, 0), v = 2;
@@ -268,6 +280,7 @@ int main(int argc, char **argv)
 	C(a_cookie_is_the_sockets_for_life);
 	C(receive_timeout_is_eagain_and_does_not_lose_the_socket);
 	C(rcvlowat_holds_back_poll_and_recv);
+	C(keepalive_that_is_set_after_connecting_is_kept);
 	C(peek_off_moves_with_what_is_seen_and_read);
 	C(linger_zero_close_does_not_hang);
 	return finish_checks();
