@@ -124,7 +124,7 @@ static int vso_getname(struct socket *sock, struct sockaddr *uaddr, int peer)
 	none = vs->addr_only && !vs->conn;	/* datagrams to anybody: there is no peer */
 	spin_unlock_bh(&vs->lock);
 	vso_sock_put(vs);
-	if (peer && (state != VSO_ST_CONNECTED || none))
+	if (peer == 1 && (state != VSO_ST_CONNECTED || none))	/* 2: accept(), which names a peer that is gone, too */
 		return -ENOTCONN;
 	memcpy(uaddr, &addr, vso_addr_len(&addr));
 	return vso_addr_len(&addr);

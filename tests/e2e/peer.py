@@ -331,6 +331,12 @@ def drive_listener(host: str, port: int) -> None:
         sock.sendall(b"half\n")
         sock.shutdown(socket.SHUT_WR)
         assert stream.read() == "eof\n"
+    with socket.create_connection((host, port), timeout=300) as sock, sock.makefile() as stream:
+        sock.sendall(b"flags\n")
+        assert stream.read() == "ok\n"
+    with socket.create_connection((host, port), timeout=300) as sock:
+        sock.sendall(b"dead\n")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def drive_group_member(host: str, group: str, port: int) -> None:
