@@ -8,7 +8,7 @@
  * Waiting is on the socket's own queue, so the same wake-ups serve poll, epoll and sleepers, and always for a condition of ours; the
  * state GONE makes every condition true.
  *
- * release() runs under the inode lock and may not wait for the device: CLOSE is queued (its message is part of struct vso_sock) and the
+ * release() waits for nothing but what SO_LINGER asks for: CLOSE is queued (its message is part of struct vso_sock) and the
  * flow lives on without the socket until CLOSED. What the native release does for the carrier is done last, by the native table.
  */
 #include <linux/sched/signal.h>
@@ -84,6 +84,34 @@ void vso_carrier_unlisten(struct vso_sock *vs, struct sock *sk)
 	release_sock(sk);
 }
 
+/* bytes that were sent and that the device, or the host's socket (@name: VSO_QUEUE_*), has not got rid of. Waits for the device's answer */
+static u32 vso_out_queue(struct vso_sock *vs, u32 name)
+{
+	bool stream = vs->row->type == SOCK_STREAM;
+	u32 host = 0, n;
+
+	if (stream && READ_ONCE(vs->tx_cnt) && READ_ONCE(vs->state) == VSO_ST_CONNECTED)
+		host = vso_host_queue(vs, name);	/* which says how much the host's socket has taken, too */
+	spin_lock_bh(&vs->lock);
+	n = stream && vs->state == VSO_ST_CONNECTED ? vs->tx_cnt - vs->peer_fwd + host : 0;
+	spin_unlock_bh(&vs->lock);
+	return n;
+}
+
+/*
+ * close() with SO_LINGER and a time: until the other end has all, the time is over or a signal comes; not for a task that exits. Nobody tells
+ * when the host's peer acknowledges, so we ask again and again.
+ */
+static void vso_linger(struct vso_sock *vs, struct sock *sk)
+{
+	unsigned long end = jiffies + sk->sk_lingertime;
+
+	if (!sock_flag(sk, SOCK_LINGER) || !sk->sk_lingertime || current->flags & PF_EXITING)
+		return;
+	while (!READ_ONCE(sk->sk_err) && vso_out_queue(vs, VSO_QUEUE_OUT) && time_before(jiffies, end) && !signal_pending(current))
+		schedule_timeout_interruptible(max(HZ / 100, 1));
+}
+
 static int vso_release(struct socket *sock)
 {
 	const struct proto_ops *native;
@@ -100,6 +128,7 @@ static int vso_release(struct socket *sock)
 		return vso_again(sock, release);
 	}
 	native = vs->row->native;
+	vso_linger(vs, sk);
 	abort = READ_ONCE(vs->rx_bytes) || (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime);
 	vso_flow_close(vs, abort ? VSO_CLOSE_ABORT : 0);
 	vso_acceptq_flush(vs);
@@ -133,8 +162,7 @@ static int vso_getname(struct socket *sock, struct sockaddr *uaddr, int peer)
 static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 {
 	struct vso_sock *vs;
-	bool out = cmd == SIOCOUTQ || cmd == SIOCOUTQNSD, sent;
-	u32 host = 0;
+	u32 out = 0;
 	int answer;
 
 	switch (cmd) {
@@ -154,9 +182,8 @@ static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	vs = vso_sock_get(sock);
 	if (!vs)
 		return vso_again(sock, ioctl, cmd, arg);
-	sent = READ_ONCE(vs->tx_cnt) && READ_ONCE(vs->state) == VSO_ST_CONNECTED && vs->row->type == SOCK_STREAM;
-	if (out && sent)	/* its answer says how much the host's socket has taken, too */
-		host = vso_host_queue(vs, cmd == SIOCOUTQ ? VSO_QUEUE_OUT : VSO_QUEUE_UNSENT);
+	if (cmd == SIOCOUTQ || cmd == SIOCOUTQNSD)
+		out = vso_out_queue(vs, cmd == SIOCOUTQ ? VSO_QUEUE_OUT : VSO_QUEUE_UNSENT);
 	spin_lock_bh(&vs->lock);
 	if (vs->state == VSO_ST_LISTENING) {
 		answer = -EINVAL;
@@ -167,7 +194,7 @@ static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 	} else if (cmd == SIOCATMARK) {
 		answer = vso_urgent_ioctl(vs, true);
 	} else {
-		answer = vs->state == VSO_ST_CONNECTED && vs->row->type == SOCK_STREAM ? vs->tx_cnt - vs->peer_fwd + host : 0;
+		answer = out;
 	}
 	spin_unlock_bh(&vs->lock);
 	vso_sock_put(vs);

@@ -8,6 +8,7 @@
 #include <linux/errqueue.h>
 #include <linux/io_uring.h>
 #include <linux/sockios.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -188,6 +189,49 @@ static void a_writer_that_found_no_room_gets_an_edge_and_a_signal_when_there_is(
 		MUST(sigwaitinfo(&set, &info) == SIGRTMIN);
 	while (!(info.si_band & POLLOUT));
 	MUST(sent > 0 && send(fd, "x", 1, MSG_NOSIGNAL) == 1);
+}
+
+static volatile pid_t closer;
+static volatile bool closed;
+
+static void *lingering_close(void *arg)
+{
+	closer = gettid();
+	close(*(int *)arg);
+	closed = true;
+	return NULL;
+}
+
+static void a_timed_linger_closes_when_the_peer_has_all_or_the_time_is_over(void)
+{
+	struct linger l = { .l_onoff = 1, .l_linger = CHECK_SECONDS };
+	char path[64], state = 0;
+	pthread_t thread;
+	int fd = ask(&peer, "gate\n");
+
+	fill(fd);
+	MUST(fcntl(fd, F_SETFL, 0) == 0);
+	MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l)) == 0);
+	MUST(pthread_create(&thread, NULL, lingering_close, &fd) == 0);
+	while (!closer)
+		sched_yield();
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", closer);
+	while (state != 'S' && !closed) {
+		FILE *f = fopen(path, "r");
+
+		MUST(f && fscanf(f, "%*d (%*[^)]) %c", &state) == 1);
+		fclose(f);
+	}
+	MUST(!closed);
+	open_the_gate();
+	MUST(pthread_join(thread, NULL) == 0);
+
+	fd = ask(&peer, "hold\n");		/* which reads nothing */
+	fill(fd);
+	MUST(fcntl(fd, F_SETFL, 0) == 0);
+	l.l_linger = 1;
+	MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof(l)) == 0);
+	MUST(close(fd) == 0);
 }
 
 static void sigio_tells_of_the_connection_and_of_data(void)
@@ -422,6 +466,7 @@ int main(int argc, char **argv)
 	C(each_arrival_is_one_edge);
 	C(a_writer_that_found_no_room_gets_an_edge_and_a_signal_when_there_is);
 	C(sigio_tells_of_the_connection_and_of_data);
+	C(a_timed_linger_closes_when_the_peer_has_all_or_the_time_is_over);
 	C(a_signal_interrupts_recv_unless_it_restarts);
 	C(a_forked_child_closing_its_copy_changes_nothing);
 	C(close_with_a_dup_left_keeps_the_connection);
