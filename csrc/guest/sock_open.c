@@ -174,14 +174,25 @@ int vso_pre_connect(struct sock *sk, vso_sockaddr *uaddr, int len)
 	return err;
 }
 
-/* connect() of a socket that has its native table; undecided again if nothing came of it */
+/* nothing came of a native call: undecided again, unless another thread's came to something. Its listen() holds the lock, too */
+static void vso_undecide(const struct vso_row *row, struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+
+	vso_race();
+	lock_sock(sk);
+	if (sock->state == SS_UNCONNECTED && sk->sk_state == TCP_CLOSE)
+		cmpxchg(&sock->ops, row->native, &row->undecided);
+	release_sock(sk);
+}
+
+/* connect() of a socket that has its native table */
 static int vso_native_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
 {
 	int err = row->native->connect(sock, uaddr, len, flags);
 
-	vso_race();
-	if (err && READ_ONCE(sock->state) == SS_UNCONNECTED)
-		cmpxchg(&sock->ops, row->native, &row->undecided);
+	if (err)
+		vso_undecide(row, sock);
 	return err;
 }
 
@@ -300,6 +311,11 @@ int vso_undecided_connect(const struct vso_row *row, struct socket *sock, vso_so
 		goto native;
 	if (IS_ERR(vs))
 		return vso_again(sock, connect, uaddr, len, flags);
+	if (READ_ONCE(sk->sk_state) != TCP_CLOSE) {	/* another thread has listened since we looked */
+		vso_detach(vs, row->native);
+		vso_sock_put(vs);
+		return vso_again(sock, connect, uaddr, len, flags);
+	}
 	err = vso_connect_start(vs, VSO_ST_BINDING, sock, &addr, uaddr, len, flags);
 	vso_sock_put(vs);
 	return err;
@@ -327,7 +343,7 @@ int vso_undecided_listen(const struct vso_row *row, struct socket *sock, int bac
 		return vso_again(sock, listen, backlog);
 	err = row->native->listen(sock, backlog);
 	if (err)
-		cmpxchg(&sock->ops, row->native, &row->undecided);
+		vso_undecide(row, sock);
 	return err;
 }
 
