@@ -194,7 +194,8 @@ static void wbuf_send(struct vse_flow *f)
 
 		if (!n || f->error)
 			break;		/* on an error wbuf is gone, and all of it counted as forwarded */
-		f->urgent_out = f->urgent_out && ahead;
+		if (!ahead)
+			f->urgent_out = false;
 		f->fwd_cnt += n;
 		f->wlen -= n;
 		f->whead += n;
@@ -228,7 +229,8 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 	}
 	if (!f->error && !f->wlen) {
 		done = host_send(f, iov, cnt, f->urgent_out ? MSG_OOB : 0);
-		f->urgent_out = f->urgent_out && !done;
+		if (done)
+			f->urgent_out = false;
 	}
 	f->fwd_cnt += (uint32_t)done;
 	if (f->error) {
@@ -377,16 +379,14 @@ static enum vse_turn read_turn(struct vse_flow *f)
 
 	for (int msgs = 0; f->state == ST_STREAM && f->readable && !f->host_eof; msgs++) {
 		bool discard = f->shut & VSE_SHUT_RECV;
-		uint32_t limit = MIN(vse_stream_window(f), f->pair->e->max_payload);
+		uint32_t limit;
 		ssize_t n;
 
 		if (budget <= 0 || msgs == VSE_TURN_MSGS)
 			return TURN_AGAIN;
-		if ((f->pri_seen || f->pri == PRI_TOLD) && !discard) {
-			if (vse_urgent_turn(f))
-				break;	/* as below */
-			limit = MIN(vse_stream_window(f), f->pair->e->max_payload);
-		}
+		if ((f->pri_seen || f->pri == PRI_TOLD) && !discard && vse_urgent_turn(f))
+			break;		/* as below */
+		limit = MIN(vse_stream_window(f), f->pair->e->max_payload);
 		if (discard) {
 			n = vse_stream_drop(f);
 			full = n == VSE_SCRATCH;

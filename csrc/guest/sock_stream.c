@@ -38,19 +38,12 @@ static bool vso_send_ready(struct vso_sock *vs, u32 arg)
 	bool ready;
 
 	spin_lock_bh(&vs->lock);
-	switch (vs->state) {
-	case VSO_ST_CONNECTED:
+	if (vs->state == VSO_ST_CONNECTED) {
 		ready = vs->snd_shut || vso_stream_writable(vs);
 		if (!ready)
 			vso_want_write(vs);
-		break;
-	case VSO_ST_BINDING:
-	case VSO_ST_CONNECTING:
-	case VSO_ST_NATIVE:
-		ready = false;
-		break;
-	default:
-		ready = true;
+	} else {
+		ready = !vso_asking(vs->state);
 	}
 	spin_unlock_bh(&vs->lock);
 	return ready;

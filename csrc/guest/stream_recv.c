@@ -22,49 +22,41 @@ static bool vso_recv_ready(struct vso_sock *vs, u32 arg)
 	bool ready;
 
 	spin_lock_bh(&vs->lock);
-	switch (vs->state) {
-	case VSO_ST_CONNECTED:
+	if (vs->state == VSO_ST_CONNECTED)
 		ready = vs->rx_bytes > arg + vso_urgent_hides(vs) || vso_rx_over(vs);
-		break;
-	case VSO_ST_BINDING:
-	case VSO_ST_CONNECTING:
-	case VSO_ST_NATIVE:
-		ready = false;
-		break;
-	default:
-		ready = true;
-	}
+	else
+		ready = !vso_asking(vs->state);
 	spin_unlock_bh(&vs->lock);
 	return ready;
 }
 
-/* the first byte of the queue is for nobody. Called under recv_mutex */
-static void vso_rx_drop_byte(struct vso_sock *vs)
+/* take @n bytes off the first segment. Called under recv_mutex: only readers shorten the queue */
+static void vso_rx_take(struct vso_sock *vs, u32 n)
 {
 	struct vso_seg *seg;
+	bool empty;
 
 	spin_lock_bh(&vs->lock);
 	seg = list_first_entry(&vs->rxq, struct vso_seg, list);
-	seg->off++;
-	seg->len--;
-	vs->rx_bytes--;
-	vs->fwd_cnt++;
+	seg->off += n;
+	seg->len -= n;
+	vs->rx_bytes -= n;
+	vs->fwd_cnt += n;
 	vso_urgent_passed(vs);
-	if (!seg->len) {
+	empty = !seg->len;
+	if (empty) {
 		list_del(&seg->list);
 		vs->rx_mem -= seg->truesize;
-	} else {
-		seg = NULL;
 	}
 	spin_unlock_bh(&vs->lock);
-	if (seg)
+	if (empty)
 		vso_seg_free(seg);
 }
 
 /*
- * Copy up to @len bytes from the queue. PEEK leaves them, TRUNC only takes them off. @copied: bytes that this call has, by earlier rounds, @seen: bytes that
- * PEEK leaves out, these and those before SO_PEEK_OFF.
- * @mark: set when the urgent mark ended it. Called under recv_mutex. Return: bytes, or -EFAULT when not one could be copied.
+ * Copy up to @len bytes from the queue. PEEK leaves them, TRUNC only takes them off. @copied: bytes that this call has, by earlier rounds,
+ * @seen: bytes that PEEK leaves out, these and those before SO_PEEK_OFF. @mark: set when the urgent mark ended it. Called under recv_mutex.
+ * Return: bytes, or -EFAULT when not one could be copied.
  */
 static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, int flags, size_t copied, u32 seen, bool *mark)
 {
@@ -79,7 +71,7 @@ static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, 
 	if (hidden && flags & MSG_PEEK)
 		seen++;
 	else if (hidden && !copied && len)
-		vso_rx_drop_byte(vs);
+		vso_rx_take(vs, 1);	/* the urgent byte, which is for nobody */
 	skip = seen;
 	while (done < len) {
 		u32 off, n, got, ahead;
@@ -114,24 +106,8 @@ static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, 
 		else
 			got = copy_to_iter(seg->data + off, n, &msg->msg_iter);
 		done += got;
-		if (!(flags & MSG_PEEK)) {
-			bool empty;
-
-			spin_lock_bh(&vs->lock);
-			seg->off += got;
-			seg->len -= got;
-			vs->rx_bytes -= got;
-			vs->fwd_cnt += got;
-			vso_urgent_passed(vs);
-			empty = !seg->len;
-			if (empty) {
-				list_del(&seg->list);
-				vs->rx_mem -= seg->truesize;
-			}
-			spin_unlock_bh(&vs->lock);
-			if (empty)
-				vso_seg_free(seg);
-		}
+		if (!(flags & MSG_PEEK))
+			vso_rx_take(vs, got);
 		if (got < n)
 			return done ?: -EFAULT;
 	}

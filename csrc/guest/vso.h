@@ -250,6 +250,12 @@ enum vso_state {
 	VSO_ST_GONE,
 };
 
+/* what becomes of the socket is not decided: readers and writers wait */
+static inline bool vso_asking(enum vso_state state)
+{
+	return state == VSO_ST_BINDING || state == VSO_ST_CONNECTING || state == VSO_ST_NATIVE;
+}
+
 /* which side a datagram's other end is on */
 enum vso_where {
 	VSO_TO_DEVICE = 1,
