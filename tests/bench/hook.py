@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.bench.ring import spread
 from tests.e2e.vm import Backend, Vm, script
 
 __all__ = ["main", "measured", "table"]
@@ -63,17 +63,13 @@ def measured(folder: Path, rounds: int, calls: int) -> Figures:
     return found
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{min(values):.1f} - {statistics.median(values):.1f} - {max(values):.1f}"
-
-
 def table(found: Figures) -> list[str]:
     """As Markdown."""
     lines = ["| call | without the module, us | with it, us | added, us |", "|---|---|---|---|"]
     for call, text in CALLS.items():
         plain, ours = found[WITHOUT, call], found[WITH, call]
         added = [b - a for a, b in zip(plain, ours, strict=True)]
-        lines.append(f"| {text} | {_spread(plain)} | {_spread(ours)} | {_spread(added)} |")
+        lines.append(f"| {text} | {spread(plain, '.1f')} | {spread(ours, '.1f')} | {spread(added, '.1f')} |")
     return lines
 
 

@@ -36,8 +36,9 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 UDP_SEGMENT, IP_RECVTTL = 103, 12  # linux/udp.h, linux/in.h; the socket module has no names for them
 
@@ -95,7 +96,10 @@ class _Peer:
 
     def start(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
-        task = asyncio.ensure_future(self._client(reader, writer))
+        self._spawn(self._client(reader, writer))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -211,9 +215,7 @@ class _Peer:
         with contextlib.suppress(BlockingIOError):
             sock, _ = listener.accept()
             sock.setblocking(False)
-            task = asyncio.ensure_future(self._accepted(sock))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self._spawn(self._accepted(sock))
 
     async def _accepted(self, sock: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=sock)

@@ -19,11 +19,16 @@ FEATURES = lib.VSO_F_DGRAM | lib.VSO_F_URGENT
 COMING = -1
 
 
-@pytest.fixture
-def engine(make_engine: MakeEngine) -> EngineUnderTest:
-    engine = make_engine(hello=False, config={"features": FEATURES})
+def knowing(make_engine: MakeEngine, **driver: int) -> EngineUnderTest:
+    """An engine and a driver that both know of urgent data."""
+    engine = make_engine(hello=False, config={"features": FEATURES}, **driver)
     engine.driver.hello(features=FEATURES)
     return engine
+
+
+@pytest.fixture
+def engine(make_engine: MakeEngine) -> EngineUnderTest:
+    return knowing(make_engine)
 
 
 def test_an_urgent_byte_of_the_host_is_told_and_comes_in_its_place(engine: EngineUnderTest) -> None:
@@ -39,8 +44,7 @@ def test_an_urgent_byte_of_the_host_is_told_and_comes_in_its_place(engine: Engin
 
 
 def test_it_is_told_when_the_window_is_full_and_comes_when_there_is_room(make_engine: MakeEngine) -> None:
-    engine = make_engine(hello=False, config={"features": FEATURES}, window=1000)
-    engine.driver.hello(features=FEATURES)
+    engine = knowing(make_engine, window=1000)
     with connection(engine) as (flow, host):
         host.sendall(bytes(1000))
         engine.driver.wait(lambda: len(flow.received) == 1000)
@@ -56,8 +60,7 @@ def test_it_is_told_when_the_window_is_full_and_comes_when_there_is_room(make_en
 
 
 def test_a_newer_one_makes_the_older_a_byte_like_others(make_engine: MakeEngine) -> None:
-    engine = make_engine(hello=False, config={"features": FEATURES}, window=100)
-    engine.driver.hello(features=FEATURES)
+    engine = knowing(make_engine, window=100)
     with connection(engine) as (flow, host):
         host.sendall(bytes(200))
         engine.driver.wait(lambda: len(flow.received) == 100)

@@ -72,8 +72,6 @@ static void a_cgroup_that_refuses_sendmsg_is_not_asked(void)
 	MUST(offloaded(fd));
 }
 
-#define RUN(fn) run_check(#fn, fn)
-
 int main(int argc, char **argv)
 {
 	if (argc != 3) {
@@ -81,7 +79,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	peer = address(argv[1], argv[2]);
-	RUN(a_cgroup_that_refuses_connect_is_obeyed);
-	RUN(a_cgroup_that_refuses_sendmsg_is_not_asked);
+	C(a_cgroup_that_refuses_connect_is_obeyed);
+	C(a_cgroup_that_refuses_sendmsg_is_not_asked);
 	return finish_checks();
 }

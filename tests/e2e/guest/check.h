@@ -208,6 +208,19 @@ static void run_check(const char *claim, void (*fn)(void))
 	fflush(stdout);
 }
 
+#define C(fn) run_check(#fn, fn)
+
+/* the peer of a program that is called with PEER PORT and no more; who calls it otherwise is told */
+__attribute__((unused))
+static struct addr only_peer(int argc, char **argv)
+{
+	if (argc != 3) {
+		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
+		exit(2);
+	}
+	return address(argv[1], argv[2]);
+}
+
 __attribute__((unused))
 static int finish_checks(void)
 {

@@ -246,7 +246,6 @@ int main(int argc, char **argv)
 	peer = address(argv[1], argv[2]);
 	closed_peer = address(argv[1], argv[3]);
 	stuck = address(argv[1], argv[4]);
-#define C(fn) run_check(#fn, fn)
 	if (argc == 8) {
 		denied = address(argv[5], argv[6]);
 		denied_errno = atoi(argv[7]);

@@ -288,7 +288,6 @@ int main(int argc, char **argv)
 	}
 	peer = address(argv[1], argv[2]);
 	peer2 = address(argv[3], argv[4]);
-#define C(fn) run_check(#fn, fn)
 	C(connected_datagrams_keep_their_boundaries);
 	C(connected_socket_knows_its_names);
 	C(sendto_shows_the_source_it_was_sent_to);

@@ -278,14 +278,9 @@ static void joined_datagrams_tell_the_size_of_their_parts(void)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3) {
-		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
-		return 2;
-	}
-	peer = address(argv[1], argv[2]);
+	peer = only_peer(argc, argv);
 	six = peer.ss.ss_family == AF_INET6;
 	level = six ? SOL_IPV6 : SOL_IP;
-#define C(fn) run_check(#fn, fn)
 	C(nothing_is_told_unasked);
 	C(ttl_and_tos_of_what_comes_are_told);
 	C(ttl_and_tos_of_one_datagram_can_be_chosen);

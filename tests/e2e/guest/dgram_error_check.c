@@ -171,7 +171,6 @@ int main(int argc, char **argv)
 	}
 	peer = address(argv[1], argv[2]);
 	closed = address(argv[1], argv[3]);
-#define C(fn) run_check(#fn, fn)
 	C(a_connected_socket_is_refused_on_the_next_call);
 	C(a_blocked_reader_hears_of_it);
 	C(an_unconnected_socket_that_did_not_ask_hears_nothing);

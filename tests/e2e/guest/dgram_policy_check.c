@@ -136,7 +136,6 @@ int main(int argc, char **argv)
 	peer = address(argv[1], argv[2]);
 	denied = address(argv[3], argv[2]);
 	native = address(argv[4], argv[2]);
-#define C(fn) run_check(#fn, fn)
 	C(each_destination_has_its_own_verdict);
 	C(the_guests_own_addresses_are_reached_natively);
 	C(connecting_to_what_is_refused_fails_and_the_socket_lives_on);

@@ -142,8 +142,6 @@ static void each_client_gets_its_own_answer_in_capitals(void)
 	}
 }
 
-#define RUN(fn) run_check(#fn, fn)
-
 int main(int argc, char **argv)
 {
 	if (argc != 3) {
@@ -152,9 +150,9 @@ int main(int argc, char **argv)
 	}
 	port = argv[1];
 	served = argv[2];
-	RUN(a_bound_socket_has_a_name_and_no_peer);
-	RUN(it_talks_over_loopback_too);
-	RUN(it_may_send_to_itself);
-	RUN(each_client_gets_its_own_answer_in_capitals);
+	C(a_bound_socket_has_a_name_and_no_peer);
+	C(it_talks_over_loopback_too);
+	C(it_may_send_to_itself);
+	C(each_client_gets_its_own_answer_in_capitals);
 	return finish_checks();
 }

@@ -250,20 +250,19 @@ int main(int argc, char **argv)
 		}
 		pthread_join(threads[i], NULL);
 	}
-#define RUN(fn) run_check(#fn, fn)
-	RUN(a_blocked_reader_gets_econnreset);
-	RUN(a_blocked_writer_gets_econnreset);
-	RUN(a_blocked_poll_hears_of_it);
-	RUN(a_blocked_epoll_hears_of_it);
-	RUN(a_blocked_connect_gets_econnreset);
-	RUN(a_blocked_splice_gets_econnreset);
-	RUN(a_blocked_sendfile_fails);
-	RUN(a_blocked_datagram_reader_gets_econnreset);
-	RUN(a_blocked_accept_goes_on_inside_the_guest);
-	RUN(a_listener_still_serves_the_guest);
+	C(a_blocked_reader_gets_econnreset);
+	C(a_blocked_writer_gets_econnreset);
+	C(a_blocked_poll_hears_of_it);
+	C(a_blocked_epoll_hears_of_it);
+	C(a_blocked_connect_gets_econnreset);
+	C(a_blocked_splice_gets_econnreset);
+	C(a_blocked_sendfile_fails);
+	C(a_blocked_datagram_reader_gets_econnreset);
+	C(a_blocked_accept_goes_on_inside_the_guest);
+	C(a_listener_still_serves_the_guest);
 	if (argc == 5)
-		RUN(later_sockets_are_served);
+		C(later_sockets_are_served);
 	else
-		RUN(later_sockets_are_native);
+		C(later_sockets_are_native);
 	return finish_checks();
 }

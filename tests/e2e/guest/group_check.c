@@ -121,7 +121,6 @@ int main(int argc, char **argv)
 	port = argv[1];
 	group = argv[2];
 	other = argv[3];
-#define C(fn) run_check(#fn, fn)
 	C(a_group_that_the_policy_names_is_joined_on_the_host_and_heard_until_it_is_left);
 	C(a_group_that_it_does_not_name_is_the_guests_or_an_error);
 	C(an_interface_of_the_guest_joins_in_the_guest);

@@ -449,12 +449,7 @@ static void io_uring_accepts_on_loopback(void)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3) {
-		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
-		return 2;
-	}
-	peer = address(argv[1], argv[2]);
-#define C(fn) run_check(#fn, fn)
+	peer = only_peer(argc, argv);
 	C(fionread_counts_what_waits);
 	C(outq_counts_down_to_nothing_when_the_peer_has_all);
 	C(scatter_and_gather_keep_the_order);

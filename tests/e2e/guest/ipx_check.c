@@ -386,7 +386,6 @@ int main(int argc, char **argv)
 	read_node(own, argv[2]);
 	read_node(peer, argv[3]);
 	read_node(denied, argv[4]);
-#define C(fn) run_check(#fn, fn)
 	C(a_socket_gets_the_networks_address_and_a_free_dynamic_number);
 	C(a_socket_without_an_address_shows_none);
 	C(bind_says_what_is_wrong);

@@ -285,8 +285,6 @@ static void killed_programs_leave_nothing_behind(void)
 	lives(die_in_the_middle);
 }
 
-#define RUN(fn) run_check(#fn, fn)
-
 int main(int argc, char **argv)
 {
 	if (argc != 7) {
@@ -298,14 +296,14 @@ int main(int argc, char **argv)
 	loop = address(argv[1], argv[4]);
 	native = address(argv[5], "80");
 	cycles = atoi(argv[6]);
-	RUN(connections_leave_nothing_behind);
-	RUN(closed_and_reset_conversations_leave_nothing_behind);
-	RUN(refused_connects_leave_nothing_behind);
-	RUN(connects_that_became_native_leave_nothing_behind);
-	RUN(connects_given_up_leave_nothing_behind);
-	RUN(listeners_leave_nothing_behind);
-	RUN(connections_nobody_accepted_leave_nothing_behind);
-	RUN(datagram_sockets_leave_nothing_behind);
-	RUN(killed_programs_leave_nothing_behind);
+	C(connections_leave_nothing_behind);
+	C(closed_and_reset_conversations_leave_nothing_behind);
+	C(refused_connects_leave_nothing_behind);
+	C(connects_that_became_native_leave_nothing_behind);
+	C(connects_given_up_leave_nothing_behind);
+	C(listeners_leave_nothing_behind);
+	C(connections_nobody_accepted_leave_nothing_behind);
+	C(datagram_sockets_leave_nothing_behind);
+	C(killed_programs_leave_nothing_behind);
 	return finish_checks();
 }

@@ -213,7 +213,6 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	make_listener(argv[1]);
-#define C(fn) run_check(#fn, fn)
 	C(a_listener_says_so_and_accept_on_an_empty_queue_is_eagain);
 	C(the_port_is_taken_inside_the_guest_too);
 	C(the_listener_is_reachable_over_guest_loopback);

@@ -313,8 +313,6 @@ static void a_datagram_server_answers_every_side_by_the_way_it_came(void)
 	}
 }
 
-#define RUN(fn) run_check(#fn, fn)
-
 int main(int argc, char **argv)
 {
 	if (argc != 8 || !getenv("NIC_TCP") || !getenv("NIC_UDP")) {
@@ -330,18 +328,18 @@ int main(int argc, char **argv)
 	around_udp = address(argv[1], "7005");
 	around_nic_tcp = address(argv[3], getenv("NIC_TCP"));
 	around_nic_udp = address(argv[3], getenv("NIC_UDP"));
-	RUN(each_socket_is_offered_to_the_device_first);
-	RUN(both_kinds_wake_one_epoll);
-	RUN(a_socket_that_the_nic_could_not_connect_is_offered_again);
-	RUN(a_socket_that_the_device_could_not_connect_may_use_the_nic);
-	RUN(a_nonblocking_connect_ends_as_the_nic_says);
-	RUN(a_socket_that_is_tied_to_the_nic_is_native);
-	RUN(a_listener_on_any_address_is_reached_from_every_side);
-	RUN(connections_from_every_side_wait_in_one_queue);
-	RUN(a_listener_on_the_nics_address_is_native);
-	RUN(the_nics_own_addresses_stay_in_the_guest);
-	RUN(one_datagram_socket_uses_both_ways);
-	RUN(a_connected_datagram_socket_follows_its_peer);
-	RUN(a_datagram_server_answers_every_side_by_the_way_it_came);
+	C(each_socket_is_offered_to_the_device_first);
+	C(both_kinds_wake_one_epoll);
+	C(a_socket_that_the_nic_could_not_connect_is_offered_again);
+	C(a_socket_that_the_device_could_not_connect_may_use_the_nic);
+	C(a_nonblocking_connect_ends_as_the_nic_says);
+	C(a_socket_that_is_tied_to_the_nic_is_native);
+	C(a_listener_on_any_address_is_reached_from_every_side);
+	C(connections_from_every_side_wait_in_one_queue);
+	C(a_listener_on_the_nics_address_is_native);
+	C(the_nics_own_addresses_stay_in_the_guest);
+	C(one_datagram_socket_uses_both_ways);
+	C(a_connected_datagram_socket_follows_its_peer);
+	C(a_datagram_server_answers_every_side_by_the_way_it_came);
 	return finish_checks();
 }

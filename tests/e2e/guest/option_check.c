@@ -266,12 +266,7 @@ static void peek_off_moves_with_what_is_seen_and_read(void)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3) {
-		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
-		return 2;
-	}
-	peer = address(argv[1], argv[2]);
-#define C(fn) run_check(#fn, fn)
+	peer = only_peer(argc, argv);
 	C(options_are_kept_and_unknown_ones_refused);
 	C(what_is_set_is_what_is_read_before_and_after_connecting);
 	C(wrong_values_are_refused_as_natively);

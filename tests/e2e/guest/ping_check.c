@@ -78,7 +78,6 @@ int main(int argc, char **argv)
 	}
 	peer = address(argv[1], "0");
 	six = peer.ss.ss_family == AF_INET6;
-#define C(fn) run_check(#fn, fn)
 	C(an_echo_request_is_answered_with_the_sockets_identifier);
 	C(a_connected_one_is_answered_too);
 	C(less_than_a_header_is_einval);

@@ -248,12 +248,7 @@ static void shutdown_from_another_thread_wakes_a_blocked_recv(void)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3) {
-		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
-		return 2;
-	}
-	peer = address(argv[1], argv[2]);
-#define C(fn) run_check(#fn, fn)
+	peer = only_peer(argc, argv);
 	C(half_close_lets_the_answer_come);
 	C(peer_half_close_is_eof_after_all_data_and_sending_still_works);
 	C(data_before_a_reset_is_delivered_then_econnreset);

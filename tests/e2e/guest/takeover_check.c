@@ -374,8 +374,6 @@ static void closing_while_connecting_leaves_nothing_behind(void)
 	SAME(n, 1);		/* the heading */
 }
 
-#define RUN(fn) run_check(#fn, fn)
-
 int main(int argc, char **argv)
 {
 	if (argc != 6) {
@@ -385,24 +383,24 @@ int main(int argc, char **argv)
 	peer = address(argv[1], argv[2]);
 	peer6 = address(argv[3], argv[4]);
 	native = address(argv[5], "80");
-	RUN(an_offloaded_socket_is_listed_with_its_peer);
-	RUN(loopback_stays_native);
-	RUN(a_refusing_loopback_port_leaves_the_socket_undecided);
-	RUN(what_the_device_refuses_fails_as_natively);
-	RUN(what_the_device_refuses_fails_through_so_error_when_nonblocking);
-	RUN(ipv6_and_v4_mapped_peers_are_served);
-	RUN(binding_before_connecting_is_no_obstacle);
-	RUN(a_listener_without_bind_gets_a_port);
-	RUN(connecting_to_af_unspec_frees_the_socket);
-	RUN(one_datagram_socket_may_connect_to_address_after_address);
-	RUN(an_offloaded_datagram_socket_still_talks_inside_the_guest);
-	RUN(sockets_tied_to_the_guests_own_stack_stay_native);
-	RUN(another_network_namespace_gains_nothing);
-	RUN(multipath_tcp_sockets_are_served_and_native_ones_work);
-	RUN(ulp_and_repair_are_refused);
-	RUN(fast_open_sends_with_the_connect);
-	RUN(threads_that_race_for_one_socket_all_return);
-	RUN(a_listener_that_changes_hands_is_connected_or_listening);
-	RUN(closing_while_connecting_leaves_nothing_behind);
+	C(an_offloaded_socket_is_listed_with_its_peer);
+	C(loopback_stays_native);
+	C(a_refusing_loopback_port_leaves_the_socket_undecided);
+	C(what_the_device_refuses_fails_as_natively);
+	C(what_the_device_refuses_fails_through_so_error_when_nonblocking);
+	C(ipv6_and_v4_mapped_peers_are_served);
+	C(binding_before_connecting_is_no_obstacle);
+	C(a_listener_without_bind_gets_a_port);
+	C(connecting_to_af_unspec_frees_the_socket);
+	C(one_datagram_socket_may_connect_to_address_after_address);
+	C(an_offloaded_datagram_socket_still_talks_inside_the_guest);
+	C(sockets_tied_to_the_guests_own_stack_stay_native);
+	C(another_network_namespace_gains_nothing);
+	C(multipath_tcp_sockets_are_served_and_native_ones_work);
+	C(ulp_and_repair_are_refused);
+	C(fast_open_sends_with_the_connect);
+	C(threads_that_race_for_one_socket_all_return);
+	C(a_listener_that_changes_hands_is_connected_or_listening);
+	C(closing_while_connecting_leaves_nothing_behind);
 	return finish_checks();
 }

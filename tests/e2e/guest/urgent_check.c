@@ -150,12 +150,7 @@ static void the_last_byte_of_an_urgent_send_is_urgent_for_the_peer(void)
 
 int main(int argc, char **argv)
 {
-	if (argc != 3) {
-		fprintf(stderr, "usage: %s PEER PORT\n", argv[0]);
-		return 2;
-	}
-	peer = address(argv[1], argv[2]);
-#define C(fn) run_check(#fn, fn)
+	peer = only_peer(argc, argv);
 	C(an_urgent_byte_is_told_and_read_out_of_band);
 	C(an_urgent_byte_that_nobody_reads_is_not_in_the_stream);
 	C(in_line_it_is_the_byte_behind_the_mark);

@@ -368,8 +368,6 @@ static int cid(void)
 	return 0;
 }
 
-#define CHECK(fn) run_check(#fn, fn)
-
 int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "echo"))
@@ -379,27 +377,27 @@ int main(int argc, char **argv)
 	if (argc == 2 && !strcmp(argv[1], "hold"))
 		return hold();
 	if (argc == 2 && !strcmp(argv[1], "stream")) {
-		CHECK(what_is_sent_comes_back_and_addresses_are_right);
-		CHECK(a_port_where_nobody_listens_is_refused);
-		CHECK(another_context_is_refused);
-		CHECK(sixteen_mebibytes_echo_unharmed_in_both_directions_at_once);
-		CHECK(a_download_arrives_unharmed);
-		CHECK(writes_of_any_size_are_counted_right_at_the_host);
-		CHECK(half_close_ends_the_stream_at_the_host_and_its_answer_arrives);
-		CHECK(after_the_hosts_half_close_the_guest_can_still_send);
-		CHECK(a_reset_of_the_host_ends_the_connection);
-		CHECK(a_host_that_does_not_read_stalls_its_own_connection_alone);
-		CHECK(a_guest_that_does_not_read_loses_nothing);
-		CHECK(two_hundred_connections_one_after_the_other);
-		CHECK(a_hundred_connections_at_once);
-		CHECK(connect_without_blocking_becomes_writable);
-		CHECK(what_was_sent_before_close_is_delivered);
+		C(what_is_sent_comes_back_and_addresses_are_right);
+		C(a_port_where_nobody_listens_is_refused);
+		C(another_context_is_refused);
+		C(sixteen_mebibytes_echo_unharmed_in_both_directions_at_once);
+		C(a_download_arrives_unharmed);
+		C(writes_of_any_size_are_counted_right_at_the_host);
+		C(half_close_ends_the_stream_at_the_host_and_its_answer_arrives);
+		C(after_the_hosts_half_close_the_guest_can_still_send);
+		C(a_reset_of_the_host_ends_the_connection);
+		C(a_host_that_does_not_read_stalls_its_own_connection_alone);
+		C(a_guest_that_does_not_read_loses_nothing);
+		C(two_hundred_connections_one_after_the_other);
+		C(a_hundred_connections_at_once);
+		C(connect_without_blocking_becomes_writable);
+		C(what_was_sent_before_close_is_delivered);
 		return finish_checks();
 	}
 	if (argc == 2 && !strcmp(argv[1], "seqpacket")) {
-		CHECK(messages_keep_their_bounds);
-		CHECK(a_thousand_messages_come_back_in_order);
-		CHECK(messages_to_a_port_of_streams_are_refused);
+		C(messages_keep_their_bounds);
+		C(a_thousand_messages_come_back_in_order);
+		C(messages_to_a_port_of_streams_are_refused);
 		return finish_checks();
 	}
 	fprintf(stderr, "usage: %s stream | seqpacket | echo PORT | cid | hold\n", argv[0]);
