@@ -75,7 +75,7 @@ def _read_urgent(sock: socket.socket) -> bytes:
     sock.send(b"go\n")
     poller = select.poll()
     poller.register(sock, select.POLLPRI)
-    poller.poll(60000)
+    poller.poll(300000)
     urgent = sock.recv(1, socket.MSG_OOB)
     before = after = b""
     while not struct.unpack("i", fcntl.ioctl(sock, SIOCATMARK, bytes(4)))[0]:
@@ -316,7 +316,64 @@ def deaf_datagram(host: str, port: int = 0) -> socket.socket:
     return sock
 
 
-def drive_listener(host: str, port: int) -> None:
+def _rest(sock: socket.socket) -> bytes:
+    with sock.makefile("rb") as stream:
+        return stream.read()
+
+
+def _ask(host: str, port: int, line: bytes, answer: bytes = b"ok\n") -> None:
+    with socket.create_connection((host, port), timeout=300) as sock:
+        sock.sendall(line)
+        said = _rest(sock)
+        assert said == answer, (line, said)
+
+
+def _crowd(stack: contextlib.ExitStack, host: str, port: int) -> list[socket.socket]:
+    """Eight try to connect, one after the other, to a server that accepts none: those whose connection came to be."""
+    queued = []
+    for number in range(8):
+        with contextlib.ExitStack() as own:
+            sock = own.enter_context(socket.socket())
+            sock.settimeout(0.1 if number else 300)  # the more patience, the surer it is that one too many is noticed
+            with contextlib.suppress(TimeoutError):
+                sock.connect((host, port))
+                sock.settimeout(300)
+                sock.sendall(b"queued\n")
+                queued.append(sock)
+                stack.push(own.pop_all())
+    return queued
+
+
+def _listener_word(stay: socket.socket, word: str, host: str, port: int, port6: int) -> None:
+    """What guest/listen_check.c wants of its client next."""
+    match word:
+        case "backlog":
+            with contextlib.ExitStack() as stack:
+                queued = _crowd(stack, host, port)
+                stay.sendall(b"%d\n" % len(queued))
+                assert [_rest(sock) for sock in queued] == [b"ok\n"] * len(queued)
+        case "limit" | "again":
+            _ask(host, port, f"{word}\n".encode())
+        case "wake":
+            for _ in range(16):
+                _ask(host, port, b"", b"x")
+            stay.sendall(b"done\n")
+        case "shared":
+            for _ in range(32):
+                _ask(host, port, b"shared\n")
+        case "both":
+            for address in (host, "::1"):
+                _ask(address, port6, b"six\n")
+        case "refused":
+            try:
+                _ask(host, port6, b"")
+            except ConnectionRefusedError:
+                stay.sendall(b"done\n")
+        case _:
+            raise AssertionError(word)
+
+
+def drive_listener(host: str, port: int, port6: int) -> None:
     """The client side of guest/listen_check.c; AssertionError where the server does not do what it should."""
     with socket.create_connection((host, port), timeout=300) as sock, sock.makefile() as stream:
         sock.sendall(b"hello\n")
@@ -339,6 +396,10 @@ def drive_listener(host: str, port: int) -> None:
     with socket.create_connection((host, port), timeout=300) as sock:
         sock.sendall(b"dead\n")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with socket.create_connection((host, port), timeout=300) as sock, sock.makefile() as stream:
+        sock.sendall(b"stay\n")
+        for line in stream:
+            _listener_word(sock, line.strip(), host, port, port6)
 
 
 def drive_group_member(host: str, group: str, port: int) -> None:
@@ -346,7 +407,7 @@ def drive_group_member(host: str, group: str, port: int) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as client:
         client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("=4x4xi", 1))
         client.bind((host, 0))
-        client.settimeout(60)
+        client.settimeout(300)
         for data, to in ((b"hello", host), (b"to the group", group), (b"leave", host)):
             client.sendto(data, (to, port))
             assert client.recv(100) == data
@@ -361,7 +422,7 @@ def drive_datagram_server(host: str, port: int) -> None:
             client.settimeout(1)
             client.connect((host, port))
         answer = b""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not answer and time.monotonic() < deadline:  # until it serves, as a client of UDP has to
             try:
                 first.send(b"hello")
@@ -371,8 +432,8 @@ def drive_datagram_server(host: str, port: int) -> None:
             except TimeoutError:
                 pass
         assert answer == b"HELLO"
-        first.settimeout(60)
-        second.settimeout(60)
+        first.settimeout(300)
+        second.settimeout(300)
         second.send(b"")
         assert second.recv(100) == b""
         big = bytes(range(256)) * 200
@@ -398,7 +459,7 @@ def drive_datagram_server(host: str, port: int) -> None:
         assert answer == b"ACCEPTED"
         for _ in range(16):  # so many that some would come to either socket, if it were left to chance
             with socket.socket(type=socket.SOCK_DGRAM) as other:
-                other.settimeout(60)
+                other.settimeout(300)
                 other.connect((host, port))
                 for client, said in ((other, b"other"), (first, b"mine")):
                     client.send(said)

@@ -20,7 +20,7 @@ The guest knows the servers under addresses that do not exist; the policy rewrit
 | anything else          | not offloaded: native                                 |
 
 Guest listeners on 8080 and 8081 are published on loopback, on the ports ``published``; so is UDP port 8090, and 8082 and
-8083 on some that the log tells.
+8083 on some that the log tells. Port 8086 is published for each family, IPv6 at ::.
 """
 
 from __future__ import annotations
@@ -161,11 +161,13 @@ class Site:
 
     def check_listener(self) -> None:
         """Run guest/listen_check.c with its client on the host; AssertionError with the claims that do not hold."""
-        checking = self.vm.start("listen_check 8081 | tee /tmp/listen")
+        checking = self.vm.start("listen_check 8081 8086 | tee /tmp/listen")
         wait_until(lambda: "port 8081" in self.vm.run("cat /tmp/listen; true").text, "the guest listens")
-        drive_listener("127.0.0.1", self.published[8081])
-        result = checking.wait()
-        assert "not ok" not in result.text, result.text
+        try:
+            drive_listener("127.0.0.1", self.published[8081], self.published[8086])
+        finally:
+            result = checking.wait()
+            assert "not ok" not in result.text, result.text
 
     def check_datagram_server(self) -> None:
         """The same with guest/dgram_server_check.c."""
@@ -206,6 +208,7 @@ def _policy(ports: dict[str, int], published: dict[int, int]) -> str:
     rules += [f'[[ipx]]\nnetwork = "{IPX_NETWORK}"\nlisten = "udp://{IPX_HOST}:{IPX_PORT}"\n']
     rules += ['[[publish]]\nguest = "udp://0.0.0.0:8084"\nhost = "udp://0.0.0.0:0"\n' f'groups = "{GROUP}"\ninterface = "lo"\n']
     rules += ['[[publish]]\nguest = "udp://0.0.0.0:8082-8083"\nhost = "udp://127.0.0.1:0"\n']
+    rules += [f'[[publish]]\nguest = "tcp6://::/8086"\nhost = "tcp6://::/{published[8086]}"\n']
     for guest, host in published.items():
         scheme = "udp" if guest == 8090 else "tcp"
         rules.append(f'[[publish]]\nguest = "{scheme}://0.0.0.0:{guest}"\nhost = "{scheme}://127.0.0.1:{host}"\n')
@@ -245,7 +248,7 @@ def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1, disk: str = "
             "dns": dns.getsockname()[1],
             "closed": closed.getsockname()[1],
         }
-        published = {8080: free_port(), 8081: free_port(), 8090: free_port(socket.SOCK_DGRAM)}
+        published = {8080: free_port(), 8081: free_port(), 8086: free_port(), 8090: free_port(socket.SOCK_DGRAM)}
         policy = folder / "policy.toml"
         policy.write_text(_policy(ports, published))
         backend = stack.enter_context(Backend(folder, "offload", "--policy", policy, "--name", "vm1", "--pairs", str(pairs)))

@@ -88,13 +88,16 @@ def test_hairpin_claims_hold_on_the_native_kernel(programs: Path) -> None:
 
 
 def test_listener_claims_hold_on_the_native_kernel(programs: Path) -> None:
-    with subprocess.Popen([programs / "listen_check", "0"], stdout=subprocess.PIPE, text=True) as process:
+    with socket.socket(socket.AF_INET6) as sock:
+        sock.bind(("::", 0))
+        port6 = sock.getsockname()[1]
+    with subprocess.Popen([programs / "listen_check", "0", str(port6)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
             lines.append(line)
             if line.startswith("port "):
-                load_peer().drive_listener("127.0.0.1", int(line.split()[1]))
+                load_peer().drive_listener("127.0.0.1", int(line.split()[1]), port6)
         assert process.wait() == 0, "".join(lines)
 
 
