@@ -331,6 +331,8 @@ static int check_config(const struct vse_config *c, struct vs_err *err)
 		return fail(err, EINVAL, "max_flows must be 1..1048576");
 	if (c->buf_alloc < 1 || c->buf_alloc > 1u << 30)
 		return fail(err, EINVAL, "buf_alloc must be 1..2^30 bytes");
+	if (c->nr_hints > VSO_HINTS_MAX)
+		return fail(err, EINVAL, "a driver takes at most 50 hints");
 	if (c->hairpin[VSO_NETNS_MAX])
 		return fail(err, EINVAL, "the name for hairpin must be shorter");
 	if (c->dialect != VSE_OFFLOAD && c->dialect != VSE_VSOCK)

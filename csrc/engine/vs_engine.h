@@ -71,6 +71,8 @@ struct vse_config {
 	uint32_t dialect;	/* enum vse_dialect_id */
 	uint64_t guest_cid;	/* vsock */
 	char hairpin[VSO_NETNS_MAX + 1];	/* the guest's network namespace whose loopback is offered, too; empty: none */
+	uint32_t nr_hints;	/* what the driver is told of native destinations, so that it need not ask (VSO_F_HINTS) */
+	struct vso_hint hints[VSO_HINTS_MAX];
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
 };
 

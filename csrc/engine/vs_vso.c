@@ -153,6 +153,11 @@ static void on_hello(struct vse_pair *p, const struct vso_hdr *h, const struct v
 	memcpy(buf + sizeof(reply), e->config.hairpin, reply.hairpin_len);
 	out.len += reply.hairpin_len;
 	vse_send(p, &out, buf, out.len);
+	if (reply.features & VSO_F_HINTS) {
+		struct vso_hdr hints = { .type = VSO_HINTS, .len = e->config.nr_hints * sizeof(struct vso_hint) };
+
+		vse_send(p, &hints, e->config.hints, hints.len);
+	}
 }
 
 static void on_ping(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)

@@ -126,5 +126,8 @@ int vso_dest_where(struct vso_sock *vs, struct sock *sk, const union vso_addr *a
 		return where;
 	if (vs->row->family != AF_IPX && vso_addr_scope(sock_net(sk), a) != VSO_SCOPE_REMOTE)
 		return VSO_TO_NATIVE;
+	/* the clients of a server are its own, whatever else lives at their addresses */
+	if (!vs->was_bound && vso_hinted_native(vs->row, sock_net(sk), a))
+		return VSO_TO_NATIVE;
 	return vs->dev->features & VSO_F_DGRAM_INFO ? vso_dest_ask(vs, a) : VSO_TO_DEVICE;
 }

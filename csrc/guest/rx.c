@@ -398,6 +398,14 @@ static void vso_msg_reset(struct vso_msg *m)
 	vso_flow_close(vs, VSO_CLOSE_ABORT);
 }
 
+static void vso_msg_hints(struct vso_msg *m)
+{
+	struct vso_dev *dev = m->pair->dev;
+
+	if (m->pair == &dev->pair[0] && dev->features & VSO_F_HINTS)	/* one tasklet writes the table */
+		vso_hints_set(dev, m->data, m->len);
+}
+
 static void vso_msg_sockopt_reply(struct vso_msg *m)
 {
 	struct vso_sock *vs = m->vs;
@@ -442,6 +450,7 @@ static const struct vso_rule {
 	[VSO_RESET]		= { 0, VSO_CTL_MAX, true, vso_msg_reset },
 	[VSO_DEST_REPLY]	= { sizeof(struct vso_reply), VSO_CTL_MAX, true, vso_msg_dest_reply },
 	[VSO_ERROR]		= { sizeof(struct vso_error), VSO_CTL_MAX, true, vso_msg_error },
+	[VSO_HINTS]		= { 0, VSO_HINTS_MAX * sizeof(struct vso_hint), false, vso_msg_hints },
 	[VSO_SOCKOPT_REPLY]	= { sizeof(struct vso_sockopt), VSO_CTL_MAX, true, vso_msg_sockopt_reply },
 };
 

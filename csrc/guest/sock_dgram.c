@@ -47,7 +47,7 @@ static bool vso_dgram_asks(const struct vso_row *row, struct sock *sk, const str
 	if (!vso_eligible(row, sk) || sk->sk_state == TCP_ESTABLISHED || sk->sk_userlocks & SOCK_BINDPORT_LOCK)
 		return false;
 	return vso_addr_copy(addr, sa, len, row->family) > 0 && vso_dgram_port(row, addr) &&
-	       vso_addr_scope(sock_net(sk), addr) == VSO_SCOPE_REMOTE;
+	       vso_addr_scope(sock_net(sk), addr) == VSO_SCOPE_REMOTE && !vso_hinted_native(row, sock_net(sk), addr);
 }
 
 /*

@@ -3,7 +3,8 @@
  * sock_open.c - undecided sockets, and connect().
  *
  * The four operations of the undecided table decide. What is clearly not the device's (loopback, an address of this guest, a socket of
- * the kernel, another network namespace, a socket tied to an interface, no device) goes to the native table at once. For a stream
+ * the kernel, another network namespace, a socket tied to an interface, a destination that the device named native beforehand
+ * (hints.c), no device) goes to the native table at once. For a stream
  * socket the native table is put back *before* the native call, with cmpxchg, so that of two racing threads one decides; when the
  * native connect fails before its caller, the socket becomes undecided again. (A non-blocking caller is gone by then: natively for good.)
  *
@@ -304,7 +305,7 @@ int vso_undecided_connect(const struct vso_row *row, struct socket *sock, vso_so
 	if (err)
 		return err;
 	if (vso_addr_copy(&addr, (void *)uaddr, len, row->family) < 0 || !vso_addr_port(&addr) ||
-	    vso_addr_scope(sock_net(sk), &addr) != VSO_SCOPE_REMOTE)
+	    vso_addr_scope(sock_net(sk), &addr) != VSO_SCOPE_REMOTE || vso_hinted_native(row, sock_net(sk), &addr))
 		goto native;
 	vs = vso_take(row, sock);
 	if (!vs)

@@ -86,6 +86,7 @@ void vso_dev_put(struct vso_dev *dev)
 	if (refcount_dec_and_test(&dev->ref)) {
 		xa_destroy(&dev->flows);
 		xa_destroy(&dev->accepted);
+		vso_hints_set(dev, NULL, 0);
 		kfree_rcu(dev, rcu);
 	}
 }
@@ -144,7 +145,8 @@ static void vso_hello_send(struct vso_dev *dev)
 		.magic = cpu_to_le32(VSO_MAGIC),
 		.abi_major = cpu_to_le16(VSO_ABI_MAJOR),
 		.abi_minor = cpu_to_le16(VSO_ABI_MINOR),
-		.features = cpu_to_le64(VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_NETNS | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP),
+		.features = cpu_to_le64(VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_NETNS | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP |
+					VSO_F_HINTS),
 		.pairs = cpu_to_le32(dev->nr_pairs),
 		.max_payload = cpu_to_le32(VSO_PAYLOAD_MAX),
 	};
@@ -179,6 +181,7 @@ void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 le
 	dev->pairs = pairs;
 	dev->max_payload = max;
 	dev->features = le64_to_cpu(hello.features);
+	vso_hints_set(dev, NULL, 0);	/* those of an earlier life */
 	memset(dev->hairpin, 0, sizeof(dev->hairpin));
 	name = le16_to_cpu(hello.hairpin_len);
 	if (dev->features & VSO_F_NETNS && name <= VSO_NETNS_MAX && name <= len - sizeof(hello))

@@ -151,6 +151,7 @@ struct vso_pair {
  * @up: HELLO was answered, requests may be sent. Written under every tx_lock of the device
  * @stopping: remove or freeze is under way
  * @starved: a tasklet found no memory for buffers
+ * @hints: what it said of destinations beforehand, NULL: nothing. Written by the first pair's tasklet
  * @unanswered: PINGs since the device last said anything
  * @flows: flows by id, the driver's and (in @accepted, bit 31 off) the device's
  */
@@ -163,6 +164,7 @@ struct vso_dev {
 	bool starved;
 	u64 epoch;
 	u64 features;
+	struct vso_hints __rcu *hints;
 	char hairpin[VSO_NETNS_MAX + 1];	/* the namespace whose loopback is the device's, too; written before @up */
 	u32 max_payload;
 	unsigned int nr_pairs;		/* rings found */
@@ -222,6 +224,11 @@ void vso_pong(struct vso_pair *pair, u16 type, u32 cookie);
 void vso_dev_broken(struct vso_dev *dev, const char *why);
 int vso_transport_register(void);
 void vso_transport_unregister(void);
+
+/* ------------------------------------------------------------------------------------------------------------- hints.c */
+
+void vso_hints_set(struct vso_dev *dev, const void *payload, u32 len);
+bool vso_hinted_native(const struct vso_row *row, struct net *net, const union vso_addr *addr);
 
 /* -------------------------------------------------------------------------------------------------------------- flow.c */
 

@@ -101,7 +101,8 @@ enum vso_type {
 	VSO_RESET = 70,			/* arg: errno for SO_ERROR (ECONNRESET, ETIMEDOUT, EPROTO, ...) */
 	VSO_SOCKOPT_REPLY = 71,		/* arg: errno; payload: struct vso_sockopt, value (GETSOCKOPT only) */
 	VSO_DEST_REPLY = 72,		/* to DEST and GROUP; payload: struct vso_reply without URIs */
-	VSO_ERROR = 73			/* payload: struct vso_error, URI sent to, URI of the offender, begin of the datagram */
+	VSO_ERROR = 73,			/* payload: struct vso_error, URI sent to, URI of the offender, begin of the datagram */
+	VSO_HINTS = 74			/* VSO_F_HINTS; flow 0; payload: up to VSO_HINTS_MAX struct vso_hint, instead of all before */
 };
 
 enum vso_verdict {
@@ -131,7 +132,12 @@ enum {
 	VSO_F_PING = 32,		/* feature bit 5: datagram flows of ICMP echo (icmp, icmp6; the port is the identifier) */
 	VSO_F_IPX = 64,			/* feature bit 6: datagram flows of IPX, opened by BIND; vso_dgram.tos is the packet type, ttl the hops so far */
 	VSO_F_URGENT = 128,		/* feature bit 7: URGENT, both ways */
-	VSO_F_GROUP = 256		/* feature bit 8: GROUP */
+	VSO_F_GROUP = 256,		/* feature bit 8: GROUP */
+	/*
+	 * Feature bit 9: HINTS, after HELLO_REPLY and at any time later. Of requests to connect or send that come from the guest's initial
+	 * namespace the first hint that covers scheme, address and port decides: ASK, or NATIVE without being asked; none: ASK.
+	 */
+	VSO_F_HINTS = 512
 };
 
 /* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */
@@ -148,6 +154,16 @@ enum {
 	VSO_SOL_QUEUE = 0x7f000000,
 	VSO_QUEUE_OUT = 1,		/* its peer has not acknowledged (SIOCOUTQ) */
 	VSO_QUEUE_UNSENT = 2		/* not sent yet (SIOCOUTQNSD) */
+};
+
+enum {
+	VSO_HINT_TCP = 1,		/* by which schemes a hint's addresses are asked for */
+	VSO_HINT_TCP6 = 2,
+	VSO_HINT_UDP = 4,
+	VSO_HINT_UDP6 = 8,
+	VSO_HINT_ASK = 0,		/* what it says of them: ask, or it is native */
+	VSO_HINT_NATIVE = 1,
+	VSO_HINTS_MAX = 50		/* as many as fit into VSO_RX_MIN */
 };
 
 enum {
@@ -245,6 +261,16 @@ struct vso_error {			/* 24 bytes; then uri_len, offender_len bytes, then as much
 	vso_le32 reserved2;
 };
 
+struct vso_hint {			/* 40 bytes */
+	uint8_t first[16];		/* addresses first..last, in network order; IPv4 mapped into IPv6 */
+	uint8_t last[16];
+	vso_le16 port_first;
+	vso_le16 port_last;
+	uint8_t schemes;		/* VSO_HINT_TCP... */
+	uint8_t verdict;		/* VSO_HINT_ASK, VSO_HINT_NATIVE */
+	vso_le16 reserved;
+};
+
 /* cdef end */
 
 #ifdef __KERNEL__
@@ -261,5 +287,7 @@ VSO_CHECK(sizeof(struct vso_accept) == 16);
 VSO_CHECK(sizeof(struct vso_sockopt) == 16);
 VSO_CHECK(sizeof(struct vso_dgram) == 8);
 VSO_CHECK(sizeof(struct vso_error) == 24);
+VSO_CHECK(sizeof(struct vso_hint) == 40);
+VSO_CHECK(VSO_HINTS_MAX * sizeof(struct vso_hint) <= VSO_RX_MIN - sizeof(struct vso_hdr));
 
 #endif

@@ -4,7 +4,8 @@
  *
  *	socket		socket(AF_INET, SOCK_STREAM)
  *	loopback	connect() to a port of 127.0.0.1 where nobody listens: an address that is never the device's
- *	elsewhere	connect() to 192.0.2.1, to which there is no route: refused at once, by whoever decides
+ *	hinted		connect() to 192.0.2.2, to which there is no route: refused at once, by whoever decides
+ *	elsewhere	connect() to 192.0.2.1, likewise
  *
  * One kind after the other: a call that sleeps leaves cold caches to the next, which would be counted to it.
  */
@@ -17,9 +18,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SOCKET, LOOPBACK, ELSEWHERE, CALLS };
+enum { SOCKET, LOOPBACK, HINTED, ELSEWHERE, CALLS };
 
-static const char *const names[CALLS] = { "socket", "loopback", "elsewhere" };
+static const char *const names[CALLS] = { "socket", "loopback", "hinted", "elsewhere" };
 
 static uint64_t now(void)
 {
@@ -87,6 +88,8 @@ int main(int argc, char **argv)
 	}
 	for (size_t i = 0; i < count; i++)
 		times[LOOPBACK][i] = connect_call(INADDR_LOOPBACK, 9, ECONNREFUSED);
+	for (size_t i = 0; i < count; i++)
+		times[HINTED][i] = connect_call(0xc0000202, 80, ENETUNREACH);
 	for (size_t i = 0; i < count; i++)
 		times[ELSEWHERE][i] = connect_call(0xc0000201, 80, ENETUNREACH);
 	for (int c = 0; c < CALLS; c++) {

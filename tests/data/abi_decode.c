@@ -124,6 +124,7 @@ static void decode(void)
 	case VSO_DGRAM: dgram(); break;
 	case VSO_ERROR: error(); break;
 	case VSO_DEST: case VSO_GROUP: part("uri", len - pos); break;
+	case VSO_HINTS: part("hints", len - pos); break;
 	case VSO_DATA: case VSO_URGENT: part("data", len - pos); break;
 	case VSO_CREDIT: case VSO_SHUTDOWN: case VSO_PING: case VSO_PONG: case VSO_LISTEN: case VSO_CLOSE: case VSO_CLOSED:
 	case VSO_RESET: break;

@@ -49,7 +49,7 @@ def line_of(entry: dict[str, Any]) -> str:
     """What abi_decode.c must print, from the JSON alone: construct has no part in it."""
     kind = entry["type"]
     struct = STRUCTS.get(kind)
-    bare = {"DATA": ("data",), "URGENT": ("data",), "DEST": ("uri",), "GROUP": ("uri",)}
+    bare = {"DATA": ("data",), "URGENT": ("data",), "DEST": ("uri",), "GROUP": ("uri",), "HINTS": ("hints",)}
     names = PARTS.get(struct or "", bare.get(kind, ())) if kind != "GETSOCKOPT" else ()
     given: dict[str, str] = entry.get("parts", {})
     parts = {n: given.get(n, "").encode().hex() if n in TEXTS else given.get(n, "") for n in names}

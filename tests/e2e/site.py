@@ -223,8 +223,8 @@ def _local(stack: contextlib.ExitStack, kind: socket.SocketKind) -> socket.socke
 
 
 @contextlib.contextmanager
-def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1, disk: str = "") -> Iterator[Site]:
-    """Set all of it up, and take it down. ``disk``: made by make-guest-image."""
+def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1, disk: str = "", hints: bool = False) -> Iterator[Site]:
+    """Set all of it up, and take it down. ``disk``: made by make-guest-image. ``hints``: the guest is told what is native."""
     with contextlib.ExitStack() as stack:
         www = folder / "www"
         www.mkdir()
@@ -250,7 +250,7 @@ def site(folder: Path, initramfs: str, *boot: str, pairs: int = 1, disk: str = "
         }
         published = {8080: free_port(), 8081: free_port(), 8086: free_port(), 8090: free_port(socket.SOCK_DGRAM)}
         policy = folder / "policy.toml"
-        policy.write_text(_policy(ports, published))
+        policy.write_text(f"hints = {str(hints).lower()}\n{_policy(ports, published)}")
         backend = stack.enter_context(Backend(folder, "offload", "--policy", policy, "--name", "vm1", "--pairs", str(pairs)))
         vm = stack.enter_context(Vm(folder, initramfs, "--socket", backend.socket, "--pairs", str(pairs), *boot, disk=disk))
         yield Site(folder, backend, vm, own, dns, ports, published)

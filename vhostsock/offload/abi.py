@@ -115,6 +115,7 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
     "DEST": Layout(None, (("uri", ""),)),
     "GROUP": Layout(None, (("uri", ""),)),
     "DEST_REPLY": Layout(REPLY, _URIS),
+    "HINTS": Layout(None, (("hints", ""),)),
     "ERROR": Layout(ERROR, (("uri", "uri_len"), ("offender", "offender_len"), ("data", ""))),
 }
 

@@ -33,6 +33,7 @@ from .hairpin import HostNamespace, finish
 from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
 from .handlers.direct import open_datagram
 from .handlers.listen import Listeners
+from .hints import hints_of, pack_hints
 from .ipx import IpxNode
 from .policy import INITIAL, Decision, Guest, Policy
 from .uri import URI, InetURI, IpxURI, URIError
@@ -80,6 +81,8 @@ class OffloadDevice(EngineDevice):
         if self.policy.hairpin:
             limits["hairpin"] = self.policy.hairpin.netns
             HostNamespace().close()  # complains now
+        if hints := hints_of(self.policy, name):
+            limits["hints"] = pack_hints(hints)
         self._namespace: HostNamespace | None = None  # of a session, if the policy has hairpin
         table = self.policy.ipx_of(name)
         self._ipx = IpxNode(table) if table else None

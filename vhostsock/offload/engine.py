@@ -62,14 +62,18 @@ class Engine:
     """One engine and its thread. UsageError: a limit is out of range. OSError: the host has no resources for it."""
 
     def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int, guest_cid: int | None = None,
-                 hairpin: str = "") -> None:
+                 hairpin: str = "", hints: bytes = b"") -> None:
         """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol. ``hairpin``: the guest's network
-        namespace whose loopback is the device's, too."""
+        namespace whose loopback is the device's, too. ``hints``: the payload of VSO_HINTS, see hints.py."""
         config = ffi.new("struct vse_config *", {
             "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": FEATURES,
             "dialect": lib.VSE_OFFLOAD if guest_cid is None else lib.VSE_VSOCK, "guest_cid": guest_cid or 0,
-            "hairpin": hairpin.encode(),
+            "hairpin": hairpin.encode(), "nr_hints": len(hints) // ffi.sizeof("struct vso_hint"),
         })  # fmt: skip
+        if config.nr_hints <= lib.VSO_HINTS_MAX:  # else vse_new complains
+            ffi.memmove(config.hints, hints, len(hints))
+        if hints:
+            config.features |= lib.VSO_F_HINTS
         err = ffi.new("struct vs_err *")
         pointer = lib.vse_new(config, err)
         if not pointer:

@@ -285,7 +285,10 @@ class BindDecision:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A whole policy. ``Policy()`` is the closed one: everything stays native, nothing is published."""
+    """A whole policy. ``Policy()`` is the closed one: everything stays native, nothing is published.
+
+    ``hints``: the driver may be told which destinations are native, and then does not ask about them.
+    """
 
     rules: tuple[Rule, ...] = ()
     publishes: tuple[Publish, ...] = ()
@@ -295,6 +298,7 @@ class Policy:
     file: str = "the closed policy"
     hairpin: Hairpin | None = None
     ipx: tuple[Ipx, ...] = ()
+    hints: bool = True
 
     def ipx_of(self, device: str) -> Ipx | None:
         """The table that makes this device a node of IPX; None: its guest has no IPX network."""

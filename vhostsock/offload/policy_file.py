@@ -217,6 +217,12 @@ def _action(key: str, value: Any) -> str:
     return _choice(key, value, ["offload", "native", "deny"])
 
 
+def _bool(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Bad(key, f"{value!r} is neither true nor false")
+    return value
+
+
 def _default(key: str, value: Any) -> str:
     if value == "offload":
         raise _Bad(key, 'offloading everything must be said by a rule; write [[rule]] with match = {} as the last one')
@@ -238,7 +244,7 @@ def _match(key: str, value: Any) -> Match:
 
 
 _TOP_KEYS: Final[Mapping[str, Parser]] = {
-    "default": _default, "errno": _errno, "connect_timeout": _seconds,
+    "default": _default, "errno": _errno, "connect_timeout": _seconds, "hints": _bool,
     "rule": lambda key, value: value, "publish": lambda key, value: value, "hairpin": lambda key, value: value,
     "ipx": lambda key, value: value,
 }  # fmt: skip
@@ -310,9 +316,9 @@ class _Reader:
         hairpin = self.hairpin(found["hairpin"]) if "hairpin" in found else None
         default = cast(Action, found.get("default", "native"))
         number: int = found.get("errno", errno.EACCES) if default == "deny" else 0
-        timeout = {"connect_timeout": found["connect_timeout"]} if "connect_timeout" in found else {}
+        rest = {key: found[key] for key in ("connect_timeout", "hints") if key in found}
         ipx = tuple(self.tables("ipx", found.get("ipx", []), _ipx))
-        return Policy(tuple(rules), tuple(publishes), default, number, file=self.file, hairpin=hairpin, ipx=ipx, **timeout)
+        return Policy(tuple(rules), tuple(publishes), default, number, file=self.file, hairpin=hairpin, ipx=ipx, **rest)
 
     def hairpin(self, table: dict[str, Any]) -> Hairpin:
         try:
