@@ -19,13 +19,14 @@ pytestmark = [pytest.mark.debug, pytest.mark.timeout(3600)]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    script("fetch-qemu")
+    qemu = script("fetch-qemu", "trixie")  # with processors that run in parallel
     kernel = script("build-debug-kernel", timeout=7200)
     module = script("build-guest-module", "--headers", f"{kernel}/headers")
     programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
     root = str(tmp_path_factory.mktemp("initramfs") / "root.cpio")
     script("mkinitramfs", "--kernel", kernel, "--module", module, *programs, "-o", root)
-    with site(tmp_path_factory.mktemp("site"), root, "--kernel", kernel, "--memory", "1G", "--smp", "2", pairs=2) as it:
+    boot = ("--qemu", qemu, "--kernel", kernel, "--memory", "1G", "--smp", "2")
+    with site(tmp_path_factory.mktemp("site"), root, *boot, pairs=2) as it:
         yield it
 
 
