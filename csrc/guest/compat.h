@@ -62,12 +62,14 @@ static inline int vso_accept_nonblock(const struct proto_ops *ops, struct socket
 /* the flags of struct inet_sock became atomic bits in 6.6 */
 #ifdef VSO_HAVE_INET_FLAGS
 #define vso_inet_transparent(sk)	inet_test_bit(TRANSPARENT, sk)
+#define vso_inet_freebind(sk)		inet_test_bit(FREEBIND, sk)
 #define vso_inet_bind_no_port(sk)	inet_test_bit(BIND_ADDRESS_NO_PORT, sk)
 #define vso_inet_recverr(sk)		inet_test_bit(RECVERR, sk)
 #define vso_inet6_recverr(sk)		inet6_test_bit(RECVERR6, sk)
 #define vso_inet_cmsg_flags(sk)		inet_cmsg_flags(inet_sk(sk))
 #else
 #define vso_inet_transparent(sk)	(inet_sk(sk)->transparent)
+#define vso_inet_freebind(sk)		(inet_sk(sk)->freebind)
 #define vso_inet_bind_no_port(sk)	(inet_sk(sk)->bind_address_no_port)
 #define vso_inet_recverr(sk)		(inet_sk(sk)->recverr)
 #define vso_inet6_recverr(sk)		(inet6_sk(sk)->recverr)
@@ -83,6 +85,25 @@ static inline void vso_custom_sockopt(struct socket *sock, bool on)
 	else
 		clear_bit(SOCK_CUSTOM_SOCKOPT, &sock->flags);
 #endif
+}
+
+/*
+ * Filters would be set on the carrier, where nothing passes them. Where we are not asked, the socket's own lock (SO_LOCK_FILTER) refuses them,
+ * with EPERM. The bit is set without the sock's lock: an option that is set at this moment may lose it for us, we lose nothing of others.
+ * Return: it was not locked before.
+ */
+static inline bool vso_filter_lock(struct sock *sk)
+{
+#ifndef SOCK_CUSTOM_SOCKOPT
+	return !test_and_set_bit(SOCK_FILTER_LOCKED, &sk->sk_flags);
+#else
+	return false;
+#endif
+}
+
+static inline void vso_filter_unlock(struct sock *sk)
+{
+	clear_bit(SOCK_FILTER_LOCKED, &sk->sk_flags);
 }
 
 #endif

@@ -491,7 +491,7 @@ int vso_dgram_undecided_recvmsg(const struct vso_row *row, struct socket *sock, 
 	long timeo;
 	int err;
 
-	if (flags & (MSG_DONTWAIT | MSG_ERRQUEUE) || !sock->file || !vso_eligible(row, sk))
+	if (flags & (MSG_DONTWAIT | MSG_ERRQUEUE) || !vso_eligible(row, sk))
 		return row->native->recvmsg(sock, msg, len, flags);
 	timeo = sock_rcvtimeo(sk, 0);
 	for (;;) {

@@ -184,8 +184,10 @@ int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops 
 		vso_list(vs, false);
 		return err == -EEXIST || err == -EAGAIN ? err : -ENOMEM;
 	}
-	if (vs->row->family != AF_IPX)
+	if (vs->row->family != AF_IPX) {
 		vso_custom_sockopt(sock, true);
+		vs->filter_locked = vso_filter_lock(sk);
+	}
 	smp_store_release(&vs->attached, true);
 	spin_unlock_bh(&vs->lock);
 	return 0;
@@ -212,6 +214,9 @@ void vso_detach(struct vso_sock *vs, const struct proto_ops *to)
 	vs->attached = false;
 	if (vs->row->protocol != IPPROTO_MPTCP)
 		vso_custom_sockopt(sock, false);
+	if (vs->filter_locked)
+		vso_filter_unlock(vs->sk);
+	vs->filter_locked = false;
 	WRITE_ONCE(sock->ops, to);
 	vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLOUT | EPOLLWRNORM | EPOLLERR | EPOLLHUP);
 	vs->sk = NULL;

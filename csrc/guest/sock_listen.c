@@ -376,6 +376,8 @@ int vso_accept(struct socket *sock, struct socket *newsock, VSO_ACCEPT_ARGS)
 		}
 		if (vs->native_listen) {
 			err = vso_accept_nonblock(vs->row->native, sock, newsock, VSO_ACCEPT_PASS);
+			if (!err && vs->filter_locked)
+				vso_filter_unlock(newsock->sk);		/* a native connection inherits what is the listener's alone */
 			if (err != -EAGAIN)
 				break;
 		}

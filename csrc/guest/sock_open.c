@@ -31,6 +31,24 @@
 
 unsigned int vso_window = 512 * 1024;
 
+/*
+ * Users inside the kernel call around our table, so their sockets must be native. Not all say that they are such users (nvme-tcp in 6.1 and
+ * 6.12), but a program's socket has a file, and may wait for memory.
+ */
+static bool vso_is_kernels(const struct sock *sk)
+{
+	return sk->sk_kern_sock || !sk->sk_socket || !sk->sk_socket->file || sk->sk_allocation != GFP_KERNEL;
+}
+
+/* bound to an address that nobody has given this guest (yet): the host would not send from it */
+static bool vso_bound_freely(const struct vso_row *row, struct sock *sk)
+{
+	union vso_addr addr = {};
+
+	return vso_inet_freebind(sk) && inet_sk(sk)->inet_num && !vso_netns_hairpin(sock_net(sk)) &&
+	       row->native->getname(sk->sk_socket, &addr.sa, 0) > 0 && vso_addr_scope(sock_net(sk), &addr) == VSO_SCOPE_REMOTE;
+}
+
 /**
  * vso_eligible() - may the device be asked about this socket at all?
  *
@@ -39,7 +57,7 @@ unsigned int vso_window = 512 * 1024;
  */
 bool vso_eligible(const struct vso_row *row, struct sock *sk)
 {
-	if (!sk || sk->sk_kern_sock || !vso_netns_offered(sock_net(sk)))
+	if (!sk || vso_is_kernels(sk) || !vso_netns_offered(sock_net(sk)))
 		return false;
 	if (sk->sk_bound_dev_if || sk->sk_mark || vso_inet_transparent(sk))
 		return false;
@@ -47,7 +65,7 @@ bool vso_eligible(const struct vso_row *row, struct sock *sk)
 		return false;
 	if (row->protocol == IPPROTO_TCP && (inet_csk(sk)->icsk_ulp_ops || tcp_sk(sk)->repair))
 		return false;
-	return true;
+	return !vso_bound_freely(row, sk);
 }
 
 /* what the device must know of, to serve datagrams of this kind */

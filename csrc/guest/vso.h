@@ -366,6 +366,7 @@ struct vso_sock {
 	struct list_head deferred;	/* options set while connecting: sent when connected */
 	u32 opt_len;
 	u8 *opt_buf;
+	bool filter_locked;	/* by us: vso_filter_lock() */
 	/* SOL_SOCKET options as the device has them: sock_opt.c */
 	bool told_keepalive;
 	int told_sndbuf, told_rcvbuf;

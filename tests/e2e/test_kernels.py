@@ -62,6 +62,10 @@ def test_datagram_server_claims_hold(newer: Site) -> None:
     newer.check_datagram_server()
 
 
+def test_the_kernels_own_sockets_are_left_alone_and_landlock_is_obeyed(newer: Site) -> None:
+    newer.check("kernel_check 10.0.0.5 7000 landlock")
+
+
 def test_listener_claims_hold(newer: Site) -> None:
     newer.check_listener()
 

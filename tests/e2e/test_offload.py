@@ -76,6 +76,10 @@ def test_programs_of_a_cgroup_are_asked_about_connect_and_nothing_else(offload: 
     offload.check("cgroup_check 10.0.0.5 7000")
 
 
+def test_the_kernels_own_sockets_are_left_alone_and_its_firewall_is_not_asked(offload: Site) -> None:
+    offload.check("kernel_check 10.0.0.5 7000")
+
+
 def test_listener_claims_hold(offload: Site) -> None:
     offload.check_listener()
 

@@ -7,6 +7,7 @@
  */
 #include "check.h"
 #include "listed.h"
+#include <linux/filter.h>
 #include <pthread.h>
 #include <sched.h>
 
@@ -211,6 +212,19 @@ static void an_offloaded_datagram_socket_still_talks_inside_the_guest(void)
 	SAME(c, 'c');
 }
 
+/* on a port that the policy publishes, with an option; 0: none */
+static int published_listener(int option)
+{
+	struct addr a = address("0.0.0.0", "8081");
+	int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+
+	MUST(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) == 0);
+	if (option)
+		MUST(setsockopt(fd, option == IP_TRANSPARENT ? IPPROTO_IP : SOL_SOCKET, option, &one, sizeof(one)) == 0);
+	MUST(bind(fd, (void *)&a.ss, a.len) == 0 && listen(fd, 1) == 0);
+	return fd;
+}
+
 static void sockets_tied_to_the_guests_own_stack_stay_native(void)
 {
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), mark = 7;
@@ -221,6 +235,93 @@ static void sockets_tied_to_the_guests_own_stack_stay_native(void)
 	fd = socket(AF_INET, SOCK_STREAM, 0);
 	MUST(setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) == 0);
 	ERRNO(connect(fd, (void *)&peer.ss, peer.len), ENETUNREACH);
+	fd = socket(AF_INET, SOCK_STREAM, 0);
+	MUST(setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &(int){1}, sizeof(int)) == 0);
+	ERRNO(connect(fd, (void *)&peer.ss, peer.len), ENETUNREACH);
+	fd = published_listener(IP_TRANSPARENT);
+	MUST(!offloaded(fd));
+	close(fd);
+	fd = published_listener(0);		/* the same without it is the device's */
+	MUST(offloaded(fd));
+}
+
+static void an_address_that_the_guest_has_not_got_yet_is_bound_by_its_own_stack(void)
+{
+	struct addr nobodys = address("192.0.2.77", "0");
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	ERRNO(bind(fd, (void *)&nobodys.ss, nobodys.len), EADDRNOTAVAIL);
+	MUST(setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &(int){1}, sizeof(int)) == 0);
+	MUST(bind(fd, (void *)&nobodys.ss, nobodys.len) == 0 && listen(fd, 1) == 0);
+	MUST(!offloaded(fd));
+	for (int i = 0; i < 2; i++) {
+		static const int types[] = { SOCK_STREAM, SOCK_DGRAM };
+
+		fd = socket(AF_INET, types[i], 0);
+		MUST(setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &(int){1}, sizeof(int)) == 0);
+		MUST(bind(fd, (void *)&nobodys.ss, nobodys.len) == 0);
+		ERRNO(connect(fd, (void *)&peer.ss, peer.len), ENETUNREACH);
+		fd = socket(AF_INET, types[i], 0);
+		MUST(setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &(int){1}, sizeof(int)) == 0);
+		MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);	/* not bound: it may be the device's */
+		MUST(offloaded(fd));
+	}
+}
+
+static const struct sock_fprog everything = { .len = 1, .filter = (struct sock_filter[]){ { BPF_RET | BPF_K, 0, 0, 0xffffffff } } };
+
+/* nothing of the device's passes a filter here: with one a socket is native, and later it gets none */
+static void a_filter_keeps_a_socket_native_or_is_refused(void)
+{
+	static const int attach[] = { SO_ATTACH_FILTER, SO_ATTACH_REUSEPORT_CBPF };
+	static const struct sockaddr none = { .sa_family = AF_UNSPEC };
+	int fd = socket(AF_INET, SOCK_STREAM, 0), c, s, v = 0;
+	struct addr a;
+
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &everything, sizeof(everything)) == 0);
+	ERRNO(connect(fd, (void *)&peer.ss, peer.len), ENETUNREACH);
+	MUST(setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &v, sizeof(v)) == 0);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	MUST(offloaded(fd));
+	for (int i = 0; i < 2; i++) {
+		MUST(setsockopt(fd, SOL_SOCKET, attach[i], &everything, sizeof(everything)) == -1);
+		MUST(errno == ENOPROTOOPT || errno == EPERM);	/* EPERM: as if it were locked (SO_LOCK_FILTER), before 6.8 */
+	}
+	send_all(fd, "echo\nf", 6);
+	recv_exactly(fd, &(char){0}, 1);
+	MUST(connect(fd, &none, sizeof(none)) == 0);
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &everything, sizeof(everything)) == 0);
+
+	fd = published_listener(SO_REUSEPORT);
+	MUST(offloaded(fd));
+	for (int i = 0; i < 2; i++)
+		MUST(setsockopt(fd, SOL_SOCKET, attach[i], &everything, sizeof(everything)) == -1);
+	a = address("127.0.0.1", "8081");
+	c = open_connected(&a);
+	s = accept(fd, NULL, NULL);
+	MUST(s >= 0 && !offloaded(s));
+	MUST(setsockopt(s, SOL_SOCKET, SO_ATTACH_FILTER, &everything, sizeof(everything)) == 0);
+	talk(c, s);
+}
+
+/* somebody else, whom the peer owes bytes without end: this end takes what it has room for and no more */
+static void what_nobody_reads_is_bounded_by_the_window(void)
+{
+	FILE *f = fopen("/sys/module/virtio_socket/parameters/window", "r");
+	int fd = ask(&peer, "source 67108864\n"), window = 0, n = 0;
+
+	MUST(f && fscanf(f, "%d", &window) == 1 && window > 0);
+	while (n < window) {
+		MUST(ioctl(fd, FIONREAD, &n) == 0);
+		sched_yield();
+	}
+	for (int i = 0; i < 2; i++) {		/* the device has answered meanwhile, and sent what it may before that */
+		struct tcp_info info;
+
+		MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &(socklen_t){ sizeof(info) }) == 0);
+		MUST(ioctl(fd, FIONREAD, &n) == 0);
+		SAME(n, window);
+	}
 }
 
 static void another_network_namespace_gains_nothing(void)
@@ -395,6 +496,9 @@ int main(int argc, char **argv)
 	C(one_datagram_socket_may_connect_to_address_after_address);
 	C(an_offloaded_datagram_socket_still_talks_inside_the_guest);
 	C(sockets_tied_to_the_guests_own_stack_stay_native);
+	C(an_address_that_the_guest_has_not_got_yet_is_bound_by_its_own_stack);
+	C(a_filter_keeps_a_socket_native_or_is_refused);
+	C(what_nobody_reads_is_bounded_by_the_window);
 	C(another_network_namespace_gains_nothing);
 	C(multipath_tcp_sockets_are_served_and_native_ones_work);
 	C(ulp_and_repair_are_refused);
