@@ -125,9 +125,10 @@ class Site:
 
     def check_groups(self) -> None:
         """Run guest/group_check.c with its client on the host, which sends to the group over the host's loopback."""
+        start = self.backend.logged()
         checking = self.vm.start(f"group_check 8084 {GROUP} 239.78.0.1")
-        port = int(self.backend.await_log(r"udp://0\.0\.0\.0:8084 published as udp://0\.0\.0\.0:(\d+)")[1])
-        self.backend.await_log(rf"joins group 'udp://{GROUP}:0': EADDRINUSE")  # all that it does before it listens
+        port = int(self.backend.await_log(r"udp://0\.0\.0\.0:8084 published as udp://0\.0\.0\.0:(\d+)", start)[1])
+        self.backend.await_log(rf"joins group 'udp://{GROUP}:0': EADDRINUSE", start)  # all that it does before it listens
         drive_group_member("127.0.0.1", GROUP, port)
         result = checking.wait(check=False)
         assert result.status == 0, result
@@ -135,8 +136,7 @@ class Site:
 
     def check_ipx(self) -> None:
         """Run guest/ipx_check.c with this guest as its own peer."""
-        echo = self.vm.start("exec ipx_check echo >/tmp/echo")
-        wait_until(lambda: "ready" in self.vm.run("cat /tmp/echo; true").text, "the guest answers")
+        echo, _ = self.vm.start_until("ipx_check echo", "ready")
         own, denied = (f"{IpxURI.node_at(host, IPX_PORT):012x}" for host in (IPX_HOST, IPX_HOST + 1))
         self.check(f"ipx_check {IPX_NETWORK} {own} {own} {denied}")
         self.vm.run("kill $(pidof ipx_check)")
@@ -144,11 +144,10 @@ class Site:
 
     def check_gone(self, take_away: Callable[[], None], *, back: bool = False) -> None:
         """Run guest/gone_check.c; once it waits in every way there is, the device is taken away, and ``back`` again."""
-        checking = self.vm.start(f"gone_check 10.0.0.5 7000 7003 {'back' if back else ''} >/tmp/gone", timeout=200)
-        wait_until(lambda: "ready" in self.vm.run("cat /tmp/gone; true").text, "the program blocks")
+        checking, file = self.vm.start_until(f"gone_check 10.0.0.5 7000 7003 {'back' if back else ''}", "ready", timeout=200)
         take_away()
         result = checking.wait(check=False)
-        claims = self.vm.run("cat /tmp/gone").text
+        claims = self.vm.run(f"cat {file}").text
         assert result.status == 0, claims
         assert "not ok" not in claims
 
@@ -161,18 +160,20 @@ class Site:
 
     def check_listener(self) -> None:
         """Run guest/listen_check.c with its client on the host; AssertionError with the claims that do not hold."""
-        checking = self.vm.start("listen_check 8081 8086 | tee /tmp/listen")
-        wait_until(lambda: "port 8081" in self.vm.run("cat /tmp/listen; true").text, "the guest listens")
+        checking, file = self.vm.start_until("listen_check 8081 8086", "port 8081")
         try:
             drive_listener("127.0.0.1", self.published[8081], self.published[8086])
         finally:
-            result = checking.wait()
-            assert "not ok" not in result.text, result.text
+            result = checking.wait(check=False)
+            claims = self.vm.run(f"cat {file}").text
+            assert result.status == 0, claims
+            assert "not ok" not in claims
 
     def check_datagram_server(self) -> None:
         """The same with guest/dgram_server_check.c."""
+        start = self.backend.logged()
         serving = self.vm.start("dgram_server_check 8082 8083")
-        port = int(self.backend.await_log(r"udp://0\.0\.0\.0:8083 published as udp://127\.0\.0\.1:(\d+)")[1])
+        port = int(self.backend.await_log(r"udp://0\.0\.0\.0:8083 published as udp://127\.0\.0\.1:(\d+)", start)[1])
         drive_datagram_server("127.0.0.1", port)
         result = serving.wait()
         assert "not ok" not in result.text, result.text

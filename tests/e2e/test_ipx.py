@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.vm import Backend, Vm, wait_until
+from tests.e2e.vm import Backend, Vm
 from vhostsock.offload.uri import IpxURI
 from vhostsock.testing.guest import Command
 
@@ -36,10 +36,10 @@ class Node:
     own: str
     peer: str
     echo: Command | None = None
+    echo_says: str = ""  # the file in the guest
 
     def start_echo(self) -> None:
-        self.echo = self.vm.start("ipx_check echo >/tmp/echo 2>&1")
-        wait_until(lambda: "ready" in self.vm.run("cat /tmp/echo; true").text, "the guest answers")
+        self.echo, self.echo_says = self.vm.start_until("ipx_check echo", "ready")
 
 
 @pytest.fixture(scope="module")
@@ -89,5 +89,5 @@ def test_an_unplugged_device_is_an_interface_that_is_gone(nodes: list[Node]) -> 
     here.vm.unplug()
     assert here.echo
     assert here.echo.wait(check=False).status == 1
-    assert "recvfrom: Link has been severed" in here.vm.run("cat /tmp/echo").text
+    assert "recvfrom: Link has been severed" in here.vm.run(f"cat {here.echo_says}").text
     assert "errno 99" in here.vm.run("ipx_check echo", check=False).text

@@ -73,6 +73,10 @@ class Program:
         assert match
         return match
 
+    def logged(self) -> int:
+        """The offset of what it will log from now on."""
+        return len(self.log.read_text(errors="replace"))
+
     def __enter__(self: T) -> T:
         return self
 
@@ -104,7 +108,7 @@ class Backend(Program):
 
     def stats(self, name: str) -> dict[str, int]:
         """The counters that the offload back-end logs on SIGUSR1, a line ``stats name=... key=value ...``."""
-        start = len(self.log.read_text(errors="replace"))
+        start = self.logged()
         self.process.send_signal(signal.SIGUSR1)
         line = self.await_log(rf"stats name={re.escape(name)} (.*)\n", start)[1]
         return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", line)}
@@ -174,6 +178,7 @@ class Vm(Program):
         if disk:
             options = ("--disk", disk, *options)
         self.console = folder / "console.log"
+        self._outputs = 0
         self._seen = self._booted = 0  # characters of the console: looked at for complaints, and of finished boots
         agent, qmp = folder / "agent.sock", folder / "qmp.sock"
         boot: list[str | Path] = [SCRIPTS / "boot", "--initramfs", initramfs]
@@ -218,6 +223,14 @@ class Vm(Program):
     def start(self, command: str, *, timeout: float = WITHIN, input: bytes = b"") -> Command:
         """Start a shell command in the guest."""
         return self.guest.start(command, timeout=timeout, input=input)
+
+    def start_until(self, command: str, says: str, *, timeout: float = WITHIN) -> tuple[Command, str]:
+        """`start`; returns when it has printed ``says``. The second is the file in the guest that holds what it prints."""
+        self._outputs += 1  # each has its own: what an earlier one said is not taken for its word
+        file = f"/tmp/output{self._outputs}"
+        running = self.start(f"exec {command} >{file} 2>&1", timeout=timeout)
+        wait_until(lambda: says in self.run(f"cat {file}; true").text, f"{command} prints {says!r}")
+        return running, file
 
     def run_in_image(self, command: str, *, timeout: float = 60.0, input: bytes = b"", check: bool = True) -> Result:
         """`run`, among the programs of the guest's disk."""
