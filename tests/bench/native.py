@@ -11,11 +11,13 @@ from typing import Any
 
 from cffi import FFI
 
-__all__ = ["built", "loaded"]
+__all__ = ["built", "declared", "loaded"]
 
 HERE = Path(__file__).resolve().parent
 CORE = HERE.parents[1] / "csrc" / "core"
-FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{CORE}", f"-I{HERE}"]
+INCLUDE = HERE.parents[1] / "csrc" / "include"
+FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]
+FLAGS += [f"-I{folder}" for folder in (CORE, INCLUDE, HERE)]
 
 
 def built(folder: Path, name: str, *sources: Path, shared: bool = False) -> Path:
@@ -26,9 +28,14 @@ def built(folder: Path, name: str, *sources: Path, shared: bool = False) -> Path
     return target
 
 
-def loaded(folder: Path, name: str, prelude: str = "") -> tuple[FFI, Any]:
-    """tests/bench/NAME.c as a library, with what NAME.h declares between its cdef marks."""
-    header = (HERE / f"{name}.h").read_text()
+def declared(name: str) -> str:
+    """What NAME.h declares between its cdef marks."""
+    return "".join(re.findall(r"/\* cdef begin \*/(.*?)/\* cdef end \*/", (HERE / f"{name}.h").read_text(), re.DOTALL))
+
+
+def loaded(folder: Path, name: str, prelude: str = "", *more: str) -> tuple[FFI, Any]:
+    """tests/bench/NAME.c, with the files ``more`` as NAME, as a library, with what NAME.h declares between its cdef marks."""
     ffi = FFI()
-    ffi.cdef(prelude + "".join(re.findall(r"/\* cdef begin \*/(.*?)/\* cdef end \*/", header, re.DOTALL)))
-    return ffi, ffi.dlopen(str(built(folder, f"{name}.so", HERE / f"{name}.c", shared=True)))
+    ffi.cdef(prelude + declared(name))
+    sources = [HERE / f"{each}.c" for each in (name, *more)]
+    return ffi, ffi.dlopen(str(built(folder, f"{name}.so", *sources, shared=True)))
