@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a program in a guest gets from its host, by the ways there are: ``tests/bench/run guest``. docs/performance.md has it.
+
+One guest for each path (paths.py), all of the same kernel and root; they run all the time. In each round they take turns at
+each measure, so that neighbours in time are compared; a ratio is of two figures of one round. The same client (near.c) is in
+every guest and the same server (far.c) on the host. The floor is measured in a guest, too: both programs in it, over a Unix
+socket, and what its kernel copies.
+
+Figures are min - median - max of the rounds. Nothing else should run on the machine, and two processors are the least: the
+guest's is emulated, and the back-end needs the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.bench.machine import described
+from tests.bench.paths import PATHS, Open, Shop
+from tests.bench.ring import spread
+from tests.e2e.vm import Program
+
+__all__ = ["INSIDE", "MEASURES", "Found", "Measure", "main", "measured", "tables"]
+
+INSIDE = "inside"
+INSIDE_TITLE = "inside the guest, AF_UNIX"
+MANY = 1000
+TICKS = os.sysconf("SC_CLK_TCK")
+MEGABIT, GIGA = 1e6, 1e9
+Numbers = list[int]
+
+
+class Measure(NamedTuple):
+    """``command``: near.c's, with {ms}. ``figures``: what its numbers say, by name. ``moves``: bytes, which have a cost."""
+
+    command: str
+    figures: dict[str, Callable[[Numbers], float]]
+    moves: bool = False
+
+
+class Row(NamedTuple):
+    """Of the table. ``target``: what the ratio of ours to the best of the others shall be, at least or (``less``) at most."""
+
+    title: str
+    form: str
+    target: float | None = None
+    less: bool = False
+
+
+def _rate(numbers: Numbers) -> float:
+    return numbers[0] * 8 / numbers[1] * GIGA / MEGABIT
+
+
+MEASURES = {
+    "out64": Measure("out 65536 {ms}", {"out64": _rate}, moves=True),
+    "in64": Measure("in 65536 {ms}", {"in64": _rate}, moves=True),
+    "out1": Measure("out 1024 {ms}", {"out1": _rate}, moves=True),
+    "in1": Measure("in 1024 {ms}", {"in1": _rate}, moves=True),
+    "ask": Measure("ask {ms}", {"p50": lambda n: n[0] / 1000, "p99": lambda n: n[1] / 1000}),
+    "cycle": Measure("cycle {ms}", {"cycle": lambda n: n[0] / n[1] * GIGA}),
+    "many": Measure(f"many {MANY}", {"many": lambda n: n[1] / GIGA}),
+}
+ROWS = {
+    "out64": Row("guest to host, 64 KiB writes, Mbit/s", ".0f", 1.5),
+    "in64": Row("host to guest, 64 KiB writes, Mbit/s", ".0f", 1.0),
+    "out1": Row("guest to host, 1 KiB writes, Mbit/s", ".0f", 1.5),
+    "in1": Row("host to guest, 1 KiB writes, Mbit/s", ".0f", 1.0),
+    "p50": Row("round trip of 64 bytes, median, us", ".0f", 0.9, less=True),
+    "p99": Row("round trip of 64 bytes, 99th percentile, us", ".0f", 1.0, less=True),
+    "cycle": Row("connect, ask, answer, close: per second", ".0f", 1.5),
+    "many": Row(f"{MANY} connections opened, then asked, s", ".2f", 1.0, less=True),
+    "out64-backend": Row("CPU of the back-end, s per GB, guest to host", ".2f"),
+    "in64-backend": Row("CPU of the back-end, s per GB, host to guest", ".2f"),
+    "out64-cpu": Row("CPU of QEMU and the back-end, s per GB, guest to host", ".2f", 1.0, less=True),
+    "in64-cpu": Row("CPU of QEMU and the back-end, s per GB, host to guest", ".2f", 1.0, less=True),
+    "out1-cpu": Row("the same, 1 KiB writes, guest to host", ".2f", 1.0, less=True),
+    "in1-cpu": Row("the same, 1 KiB writes, host to guest", ".2f", 1.0, less=True),
+}
+COPY_FROM, COPY_TO = "copy-from", "copy-to"
+
+
+class Found(NamedTuple):
+    """figures[path][row]: one for each round. peak[path]: MiB of resident memory, of QEMU and of its back-end."""
+
+    figures: dict[str, dict[str, list[float]]]
+    peak: dict[str, tuple[float, float | None]]
+    versions: dict[str, str]
+
+
+# ---- measuring
+
+
+def _cpu(program: Program | None) -> float:
+    """Seconds that a process has used so far, in itself and in the system (proc(5), stat: utime and stime)."""
+    if program is None:
+        return 0.0
+    words = Path(f"/proc/{program.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / TICKS
+
+
+def _peak(program: Program) -> float:
+    """MiB. Memory that it shares with the guest counts where it has touched it."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{program.process.pid}/status").read_text(), re.MULTILINE)
+    assert found, "the kernel tells no VmHWM"
+    return int(found[1]) / 1024
+
+
+def _run(opened: Open, measure: Measure, where: str, milliseconds: int) -> dict[str, float]:
+    backend_before, qemu_before = _cpu(opened.backend), _cpu(opened.vm)
+    numbers = [int(word) for word in opened.vm.run(f"near {where} {measure.command.format(ms=milliseconds)}").text.split()]
+    found = {name: figure(numbers) for name, figure in measure.figures.items()}
+    if measure.moves:
+        [name] = measure.figures
+        gigabytes = numbers[2] / GIGA
+        backend = _cpu(opened.backend) - backend_before
+        if opened.backend:
+            found[f"{name}-backend"] = backend / gigabytes
+        # a tick is the least that can be told
+        found[f"{name}-cpu"] = max(backend + _cpu(opened.vm) - qemu_before, 1 / TICKS) / gigabytes
+    return found
+
+
+def _copies(opened: Open, milliseconds: int) -> dict[str, float]:
+    from_bytes, from_time, to_bytes, to_time = map(int, opened.vm.run(f"near - copy {milliseconds}").text.split())
+    return {COPY_FROM: _rate([from_bytes, from_time]), COPY_TO: _rate([to_bytes, to_time])}
+
+
+def measured(
+    folder: Path, names: Sequence[str], rounds: int, milliseconds: int, chosen: Sequence[str] = tuple(MEASURES)
+) -> Found:
+    """The figures of these paths, and of the inside of the first one's guest."""
+    figures: dict[str, dict[str, list[float]]] = {name: {} for name in (*names, INSIDE)}
+
+    def keep(name: str, found: dict[str, float]) -> None:
+        for row, figure in found.items():
+            figures[name].setdefault(row, []).append(figure)
+
+    with contextlib.ExitStack() as stack:
+        shop = Shop(folder)
+        opened = {name: stack.enter_context(PATHS[name].start(shop, name)) for name in names}
+        first = opened[names[0]]
+        first.vm.run("far serve:/tmp/far >/tmp/far.log & until grep -q ready /tmp/far.log; do usleep 10000; done")
+        for _ in range(rounds):
+            for key in chosen:
+                for name, each in opened.items():
+                    keep(name, _run(each, MEASURES[key], each.where, milliseconds))
+                inside = _run(first, MEASURES[key], "unix:/tmp/far", milliseconds)
+                keep(INSIDE, {row: figure for row, figure in inside.items() if row in MEASURES[key].figures})
+            keep(INSIDE, _copies(first, milliseconds))
+        peak = {name: (_peak(each.vm), _peak(each.backend) if each.backend else None) for name, each in opened.items()}
+        versions = {name: each.vm.qmp.execute("query-version")["package"] for name, each in opened.items()}
+        return Found(figures, peak, versions)
+
+
+# ---- the report
+
+
+def ratios(found: Found, ours: str, row: str) -> tuple[str, list[float]] | None:
+    """(the best of the others by its median, ours to the best of each round); None when nobody else has that row."""
+    theirs = [name for name in found.peak if not PATHS[name].ours]
+    others = {name: found.figures[name][row] for name in theirs if row in found.figures[name]}
+    mine = found.figures[ours].get(row)
+    if not others or not mine:
+        return None
+    best = min if ROWS[row].less else max
+    name = best(others, key=lambda key: statistics.median(others[key]))
+    return name, [own / best(values) for own, values in zip(mine, zip(*others.values(), strict=True), strict=True)]
+
+
+def _figures(found: Found) -> list[str]:
+    names = list(found.figures)
+    titles = [INSIDE_TITLE if name == INSIDE else PATHS[name].title for name in names]
+    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---|" * len(names)]
+    for key, row in ROWS.items():
+        cells = [spread(found.figures[name][key], row.form) if key in found.figures[name] else "-" for name in names]
+        if set(cells) != {"-"}:
+            lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
+    for title, place in (("peak resident memory of QEMU, MiB", 0), ("peak resident memory of the back-end, MiB", 1)):
+        values = [found.peak[name][place] if name in found.peak else None for name in names]
+        lines.append(f"| {title} | " + " | ".join("-" if value is None else f"{value:.0f}" for value in values) + " |")
+    return lines
+
+
+def _comparison(found: Found, ours: str) -> list[str]:
+    lines = ["| | the best of the others | ratio, of each round's best | wanted | |", "|---|---|---|---|---|"]
+    for key, row in ROWS.items():
+        compared = ratios(found, ours, key) if row.target is not None else None
+        if compared is None or row.target is None:
+            continue
+        name, values = compared
+        middle = statistics.median(values)
+        reached = middle <= row.target if row.less else middle >= row.target
+        wanted = f"{'<=' if row.less else '>='} {row.target:g}"
+        verdict = "reached" if reached else "not reached"
+        lines.append(f"| {row.title} | {PATHS[name].title} | {spread(values, '.2f')} | {wanted} | {verdict} |")
+    for key, limit in (("out64", COPY_FROM), ("in64", COPY_TO)):
+        if key in found.figures[ours]:
+            values = [own / most for own, most in zip(found.figures[ours][key], found.figures[INSIDE][limit], strict=True)]
+            reached = statistics.median(values) >= 0.8
+            title = f"{ROWS[key].title.rpartition(',')[0]}, of what the guest copies"
+            lines.append(f"| {title} | | {spread(values, '.2f')} | >= 0.8 | {'reached' if reached else 'not reached'} |")
+    return lines
+
+
+def tables(found: Found) -> list[str]:
+    """As Markdown: the figures, what a guest copies, and each path of ours against the others."""
+    lines = _figures(found)
+    copies = [spread([value / 1000 for value in found.figures[INSIDE][row]], ".1f") for row in (COPY_FROM, COPY_TO)]
+    lines += ["", f"The guest's kernel copies {copies[0]} Gbit/s from a program and {copies[1]} Gbit/s to it."]
+    for name in found.peak:
+        if PATHS[name].ours and any(not PATHS[other].ours for other in found.peak):
+            lines += ["", f"{PATHS[name].title}:", "", *_comparison(found, name)]
+    return lines
+
+
+def written(found: Found, options: dict[str, Any]) -> str:
+    """All of it as JSON, by name."""
+    rows = {key: row._asdict() for key, row in ROWS.items()}
+    titles = {INSIDE: INSIDE_TITLE} | {name: PATHS[name].title for name in found.peak}
+    whole = {"machine": described(), "options": options, "titles": titles, "rows": rows, **found._asdict()}
+    return json.dumps(whole, indent=1) + "\n"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="tests/bench/run guest", description="What a program in a guest gets, by each path.")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--ms", type=int, default=1000, help="of a measurement, about (%(default)s)")
+    parser.add_argument("--paths", default=",".join(PATHS), help="which, with commas between them (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds there")
+    options = parser.parse_args(arguments)
+    names = options.paths.split(",")
+    if unknown := set(names) - set(PATHS):
+        parser.error(f"no such path: {', '.join(sorted(unknown))}; there are {', '.join(PATHS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(Path(folder), names, options.rounds, options.ms)
+    print(*tables(found), sep="\n", file=sys.stdout)
+    if options.json:
+        options.json.write_text(written(found, {"rounds": options.rounds, "ms": options.ms}))

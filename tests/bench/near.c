@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * near - a guest's end of the connections that tests/bench/guest.py measures; far.c is the other. The same program for whatever carries them.
+ *
+ * near WHERE out SIZE MS	send for about MS, SIZE bytes in each write, until the far end has it all
+ * near WHERE in SIZE MS	the same the other way; SIZE is in each write there and each read here
+ * near WHERE ask MS		64 bytes and their echo, one after the other
+ * near WHERE cycle MS		connect, 64 bytes and their echo, close; one after the other
+ * near WHERE many COUNT	COUNT connections opened, then asked in turn; all are open at once
+ * near - copy MS		no connection: what the kernel copies from a program and to it
+ *
+ * WHERE is tcp:ADDRESS:PORT, vsock:CID:PORT or unix:PATH. Prints a line: for out and in, bytes, nanoseconds, and bytes of the runs that found
+ * out how many that should be, too; for ask, nanoseconds of the median and the 99th percentile, and the number; for cycle and many, number
+ * and nanoseconds; for copy, bytes and nanoseconds from a program, and the same to it.
+ *
+ * The amount is found by doubling it until it takes a quarter of MS, so the measured run finds windows open and code translated. No option
+ * of a socket is set: what a program gets that asks for nothing.
+ *
+ * A copy is pwrite() and pread() of 64 KiB in tmpfs, always of the same pages: 16 look-ups and one copy, no allocation, nobody is woken.
+ * A transport that copies once between the program and what the other side sees has that as its limit.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/vm_sockets.h>
+
+#include "far.h"
+
+enum { MOST_ASKED = 1 << 16, WORDS = 64 };
+
+static union {
+	struct sockaddr any;
+	struct sockaddr_in in;
+	struct sockaddr_un un;
+	struct sockaddr_vm vm;
+} where;
+static socklen_t where_len;
+static uint8_t piece[FAR_PIECE];
+
+static uint64_t now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static void usage(void)
+{
+	fputs("usage: near WHERE out SIZE MS | in SIZE MS | ask MS | cycle MS | many COUNT | copy MS\n", stderr);
+	exit(2);
+}
+
+/* "-" leaves it without one */
+static void set_where(char *text)
+{
+	char *rest = strchr(text, ':'), *port = rest ? strrchr(rest + 1, ':') : NULL;
+
+	if (!strcmp(text, "-"))
+		return;
+	if (!strncmp(text, "unix:", 5)) {
+		where.un.sun_family = AF_UNIX;
+		snprintf(where.un.sun_path, sizeof(where.un.sun_path), "%s", rest + 1);
+		where_len = sizeof(where.un);
+		return;
+	}
+	if (!port)
+		usage();
+	*port++ = 0;
+	if (!strncmp(text, "vsock:", 6)) {
+		where.vm.svm_family = AF_VSOCK;
+		where.vm.svm_cid = (unsigned int)strtoul(rest + 1, NULL, 10);
+		where.vm.svm_port = (unsigned int)strtoul(port, NULL, 10);
+		where_len = sizeof(where.vm);
+	} else {
+		where.in.sin_family = AF_INET;
+		where.in.sin_port = htons((uint16_t)strtoul(port, NULL, 10));
+		if (inet_pton(AF_INET, rest + 1, &where.in.sin_addr) != 1)
+			usage();
+		where_len = sizeof(where.in);
+	}
+}
+
+static int connected(void)
+{
+	int fd = socket(where.any.sa_family, SOCK_STREAM, 0);
+
+	if (fd < 0 || connect(fd, &where.any, where_len))
+		die("connect");
+	return fd;
+}
+
+static void put(int fd, const void *data, size_t len)
+{
+	while (len) {
+		ssize_t n = write(fd, data, len);
+
+		if (n < 0)
+			die("write");
+		data = (const uint8_t *)data + n;
+		len -= (size_t)n;
+	}
+}
+
+static void get(int fd, void *data, size_t len)
+{
+	while (len) {
+		ssize_t n = read(fd, data, len);
+
+		if (n <= 0)
+			die("read");
+		data = (uint8_t *)data + n;
+		len -= (size_t)n;
+	}
+}
+
+/* nanoseconds */
+static uint64_t move(int fd, uint32_t what, uint32_t size, uint64_t amount)
+{
+	struct far_request r = { what, size, amount };
+	uint64_t start = now(), answer = amount;
+
+	put(fd, &r, sizeof(r));
+	if (what == FAR_SINK) {
+		for (uint64_t left = amount; left; left -= size)
+			put(fd, piece, size);
+		get(fd, &answer, sizeof(answer));
+	} else {
+		for (uint64_t left = amount; left;) {
+			ssize_t n = read(fd, piece, left < size ? left : size);
+
+			if (n <= 0)
+				die("read");
+			left -= (uint64_t)n;
+		}
+	}
+	if (answer != amount) {
+		fprintf(stderr, "%llu bytes of %llu\n", (unsigned long long)answer, (unsigned long long)amount);
+		exit(1);
+	}
+	return now() - start;
+}
+
+static void bulk(uint32_t what, uint32_t size, uint64_t span)
+{
+	uint64_t amount = size, took, all = 0;
+	int fd = connected();
+
+	for (;;) {
+		took = move(fd, what, size, amount);
+		all += amount;
+		if (took >= span / 4)
+			break;
+		amount *= 2;
+	}
+	amount = (uint64_t)((double)amount * (double)span / (double)took) / size * size + size;
+	took = move(fd, what, size, amount);
+	printf("%llu %llu %llu\n", (unsigned long long)amount, (unsigned long long)took, (unsigned long long)(all + amount));
+}
+
+static void ask(int fd)
+{
+	struct {
+		struct far_request r;
+		uint8_t words[WORDS];
+	} asked = { .r = { FAR_ECHO, WORDS, WORDS } };
+
+	put(fd, &asked, sizeof(asked));
+	get(fd, asked.words, WORDS);
+}
+
+static int ascending(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* one request for all of them: what goes to and fro is 64 bytes and no more */
+static void asks(uint64_t span)
+{
+	struct far_request r = { FAR_ECHO, WORDS, (uint64_t)WORDS << 40 };
+	uint64_t *times = calloc(MOST_ASKED, sizeof(*times)), end;
+	int fd = connected();
+	size_t n = 0;
+
+	put(fd, &r, sizeof(r));
+	for (int i = 0; i < 20; i++) {
+		put(fd, piece, WORDS);
+		get(fd, piece, WORDS);
+	}
+	end = now() + span;
+	while (n < MOST_ASKED) {
+		uint64_t start = now();
+
+		if (start >= end && n)
+			break;
+		put(fd, piece, WORDS);
+		get(fd, piece, WORDS);
+		times[n++] = now() - start;
+	}
+	qsort(times, n, sizeof(*times), ascending);
+	printf("%llu %llu %zu\n", (unsigned long long)times[n / 2], (unsigned long long)times[n * 99 / 100], n);
+}
+
+static void cycle(uint64_t span)
+{
+	uint64_t start = now(), n = 0;
+
+	do {
+		int fd = connected();
+
+		ask(fd);
+		close(fd);
+		n++;
+	} while (now() - start < span);
+	printf("%llu %llu\n", (unsigned long long)n, (unsigned long long)(now() - start));
+}
+
+static void many(size_t count)
+{
+	struct rlimit limit = { count + 64, count + 64 };
+	int *fds = calloc(count, sizeof(*fds));
+	uint64_t start;
+
+	if (setrlimit(RLIMIT_NOFILE, &limit))
+		die("setrlimit");
+	start = now();
+	for (size_t i = 0; i < count; i++)
+		fds[i] = connected();
+	for (size_t i = 0; i < count; i++)
+		ask(fds[i]);
+	printf("%zu %llu\n", count, (unsigned long long)(now() - start));
+}
+
+static uint64_t copies(int fd, ssize_t (*copy)(int), uint64_t span, uint64_t *took)
+{
+	uint64_t start = now(), bytes = 0;
+
+	do {
+		for (int i = 0; i < 64; i++, bytes += sizeof(piece))
+			if (copy(fd) != sizeof(piece))
+				die("copy");
+		*took = now() - start;
+	} while (*took < span);
+	return bytes;
+}
+
+static ssize_t copy_in(int fd)
+{
+	return pwrite(fd, piece, sizeof(piece), 0);
+}
+
+static ssize_t copy_out(int fd)
+{
+	return pread(fd, piece, sizeof(piece), 0);
+}
+
+static void copy(uint64_t span)
+{
+	int fd = memfd_create("copy", 0);
+	uint64_t in, took_in, out, took_out;
+
+	if (fd < 0)
+		die("memfd_create");
+	in = copies(fd, copy_in, span, &took_in);
+	out = copies(fd, copy_out, span, &took_out);
+	printf("%llu %llu %llu %llu\n", (unsigned long long)in, (unsigned long long)took_in, (unsigned long long)out,
+	       (unsigned long long)took_out);
+}
+
+int main(int argc, char **argv)
+{
+	const char *kind = argc > 3 ? argv[2] : "";
+	uint64_t last = argc > 3 ? strtoull(argv[argc - 1], NULL, 10) : 0, size = argc > 4 ? strtoull(argv[3], NULL, 10) : 0;
+
+	if (!last)
+		usage();
+	set_where(argv[1]);
+	memset(piece, 7, sizeof(piece));
+	if (!strcmp(kind, "out") && size && size <= FAR_PIECE)
+		bulk(FAR_SINK, (uint32_t)size, last * 1000000);
+	else if (!strcmp(kind, "in") && size && size <= FAR_PIECE)
+		bulk(FAR_SOURCE, (uint32_t)size, last * 1000000);
+	else if (!strcmp(kind, "ask"))
+		asks(last * 1000000);
+	else if (!strcmp(kind, "cycle"))
+		cycle(last * 1000000);
+	else if (!strcmp(kind, "many"))
+		many(last);
+	else if (!strcmp(kind, "copy"))
+		copy(last * 1000000);
+	else
+		usage();
+	return 0;
+}
