@@ -3,7 +3,7 @@
  * far - the far end of every connection that tests/bench/flows.py makes: sink, source, echo. The same for all that are compared.
  *
  * far KIND:WHERE...	KIND serve: does what is asked (far.h), job after job. KIND close: closes what it has accepted.
- *			WHERE tcp: a free port of 127.0.0.1; else the path of a Unix socket
+ *			WHERE tcp: a free port of 127.0.0.1, tcp:ADDRESS: of that; else the path of a Unix socket
  *
  * Prints the port of each tcp listener, a line each, and then "ready". One thread, level-triggered epoll.
  */
@@ -183,7 +183,9 @@ static void listen_on(const char *kind_and_where)
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 	socklen_t len = sizeof(in);
 
-	if (!strcmp(where, "tcp")) {
+	if (!strcmp(where, "tcp") || !strncmp(where, "tcp:", 4)) {
+		if (where[3] && inet_pton(AF_INET, where + 4, &in.sin_addr) != 1)
+			die(where);
 		fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 		if (fd < 0 || bind(fd, (void *)&in, len) || getsockname(fd, (void *)&in, &len))
 			die("bind");

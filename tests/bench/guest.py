@@ -28,6 +28,7 @@ from tests.bench.machine import described
 from tests.bench.paths import PATHS, Open, Shop
 from tests.bench.ring import spread
 from tests.e2e.vm import Program
+from tests.netns import may_make_namespaces
 
 __all__ = ["INSIDE", "MEASURES", "Found", "Measure", "main", "measured", "tables"]
 
@@ -234,7 +235,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="tests/bench/run guest", description="What a program in a guest gets, by each path.")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ms", type=int, default=1000, help="of a measurement, about (%(default)s)")
-    parser.add_argument("--paths", default=",".join(PATHS), help="which, with commas between them (%(default)s)")
+    able = [name for name in PATHS if name != "tap" or may_make_namespaces()]
+    parser.add_argument("--paths", default=",".join(able), help="which, with commas between them (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds there")
     options = parser.parse_args(arguments)
     names = options.paths.split(",")

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.native import HERE, built
-from tests.e2e.vm import Backend, Program, Vm, script
+from tests.e2e.vm import Backend, Program, Vm, script, wait_until
+from tests.netns import Namespace
+from tests.probe.others import BACKENDS, fetched
 
 __all__ = ["PATHS", "Open", "Route", "Shop"]
 
-HOST = "10.0.2.2"  # as the guest knows the host; 10.0.2.15 is the guest itself, see qemu-scripts/guest/init
-PORT = 7000
+HOST, GUEST = "10.0.2.2", "10.0.2.15"  # as the guest knows them, see qemu-scripts/guest/init
+NIC = ("-device", "virtio-net-pci,netdev=net,romfile=")
+CID, VMADDR_CID_HOST, PORT = "3", 2, 7000
 NEWEST = "trixie-backports"
 POLICY = """
 [[rule]]
@@ -101,8 +104,86 @@ def slirp(shop: Shop, name: str) -> Iterator[Open]:
         yield Open(vm, f"tcp:{HOST}:{_tcp_port(far)}", far)
 
 
+@contextlib.contextmanager
+def passt(shop: Shop, name: str) -> Iterator[Open]:
+    """``name``: passt-stream, where frames go through a socket, or passt-vhost-user, where it maps the guest's memory."""
+    place = shop.place(name)
+    way = place / "passt.sock"
+    vhost_user = name == "passt-vhost-user"
+    # the guest's address is the one that init gives it; its gateway leads to the host's loopback
+    options: list[str | Path] = ["-f", "-4", "-a", GUEST, "-n", "24", "-g", HOST, "-s", way]
+    if vhost_user:
+        options.append("--vhost-user")
+        card = [
+            *("-object", "memory-backend-memfd,id=memory,size=256M,share=on", "-machine", "memory-backend=memory"),
+            *("-chardev", f"socket,id=passt,path={way}", "-netdev", "vhost-user,id=net,chardev=passt"),
+        ]
+    else:
+        card = ["-netdev", f"stream,id=net,addr.type=unix,addr.path={way},server=off"]
+    with (
+        shop.listening(place, "tcp") as far,
+        Program(place / "passt.log", [_passt(), *options]) as backend,
+    ):
+        wait_until(way.exists, "passt listens")
+        with shop.vm(place, "--", *card, *NIC) as vm:
+            yield Open(vm, f"tcp:{HOST}:{_tcp_port(far)}", far, backend)
+
+
+def _passt() -> str:
+    """The build for this processor. The package holds two; passt would choose by its own name, and finds that of the loader."""
+    avx2 = " avx2 " in Path("/proc/cpuinfo").read_text()
+    return script("fetch-program", NEWEST, "passt", "passt.avx2" if avx2 else "passt")
+
+
+@contextlib.contextmanager
+def tap(shop: Shop, name: str) -> Iterator[Open]:
+    """A tap without vhost, in a namespace of its own; root only."""
+    place = shop.place(name)
+    with Namespace() as space:
+        card = ("-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no", *NIC)
+        with space.run(shop.vm, place, "--", *card) as vm:
+            space.address("tap0", HOST, 24)
+            space.link("set", "tap0", state="up")
+            with space.run(shop.listening, place, f"tcp:{HOST}") as far:
+                yield Open(vm, f"tcp:{HOST}:{_tcp_port(far)}", far)
+
+
+def _vsock_words(uds: Path) -> str:
+    """The far end of a vsock path: both devices take a port of the host for a Unix socket beside ``uds``."""
+    return f"{uds}_{PORT}"
+
+
+@contextlib.contextmanager
+def vsock(shop: Shop, name: str) -> Iterator[Open]:
+    place = shop.place(name)
+    uds = place / "v"
+    with (
+        shop.listening(place, _vsock_words(uds)) as far,
+        Backend(place, "vsock", "--guest-cid", CID, "--uds-path", uds) as backend,
+        shop.vm(place, "--socket", backend.socket, "--carrier", "vsock") as vm,
+    ):
+        yield Open(vm, f"vsock:{VMADDR_CID_HOST}:{PORT}", far, backend)
+
+
+@contextlib.contextmanager
+def vhost_device_vsock(shop: Shop, name: str) -> Iterator[Open]:
+    place = shop.place(name)
+    uds, way = place / "v", place / "vsock.sock"
+    [other] = [each for each in BACKENDS if each.device == "vsock"]
+    command: list[str | Path] = [fetched(other), "--guest-cid", CID, "--uds-path", uds, "--socket", way]
+    with shop.listening(place, _vsock_words(uds)) as far, Program(place / "vsock.log", command) as backend:
+        wait_until(way.exists, "vhost-device-vsock listens")
+        with shop.vm(place, "--socket", way, "--carrier", "vsock") as vm:
+            yield Open(vm, f"vsock:{VMADDR_CID_HOST}:{PORT}", far, backend)
+
+
 PATHS = {
     "offload-fs": Route("offload, `fs`, QEMU 7.2", offload("fs", "distribution"), ours=True),
     "offload-generic": Route("offload, `generic`", offload("generic", NEWEST), ours=True),
+    "vsock": Route("`vsock`", vsock, ours=True),
     "slirp": Route("slirp", slirp),
+    "passt-stream": Route("passt, stream", passt),
+    "passt-vhost-user": Route("passt, vhost-user", passt),
+    "tap": Route("tap, no vhost", tap),
+    "vhost-device-vsock": Route("vhost-device-vsock", vhost_device_vsock),
 }
