@@ -23,7 +23,8 @@
 enum vso_opt_where {
 	VSO_OPT_CARRIER = 1,	/* about this end only: the carrier stores it, and we or nobody look at it */
 	VSO_OPT_HOST,		/* an integer for the host's socket */
-	VSO_OPT_HOST_STR,	/* a string for the host's socket */
+	VSO_OPT_HOST_STR,	/* bytes for the host's socket, of whatever length */
+	VSO_OPT_NOT_HERE,	/* would act on the host's packets, which are the host's to mark: EPERM, as for those who may not */
 };
 
 static const struct vso_opt {
@@ -99,14 +100,14 @@ static const struct vso_opt {
 	{ SOL_SOCKET, SO_RCVTIMEO_NEW,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_SNDTIMEO_OLD,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_SNDTIMEO_NEW,		VSO_OPT_CARRIER },
-	{ SOL_SOCKET, SO_PRIORITY,		VSO_OPT_CARRIER },
-	{ SOL_SOCKET, SO_MARK,			VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_PRIORITY,		VSO_OPT_HOST },
+	{ SOL_SOCKET, SO_MARK,			VSO_OPT_NOT_HERE },
 	{ SOL_SOCKET, SO_DONTROUTE,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_NO_CHECK,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_BUSY_POLL,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_PREFER_BUSY_POLL,	VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_INCOMING_CPU,		VSO_OPT_CARRIER },
-	{ SOL_SOCKET, SO_MAX_PACING_RATE,	VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_MAX_PACING_RATE,	VSO_OPT_HOST_STR },	/* four bytes or eight */
 	{ SOL_SOCKET, SO_PASSCRED,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_TIMESTAMP_OLD,		VSO_OPT_CARRIER },	/* the time of arrival in the guest */
 	{ SOL_SOCKET, SO_TIMESTAMP_NEW,		VSO_OPT_CARRIER },
@@ -234,20 +235,24 @@ void vso_opts_told(struct vso_sock *vs, const struct sock *sk)
 	vs->told_keepalive = sock_flag(sk, SOCK_KEEPOPEN);
 	vs->told_sndbuf = READ_ONCE(sk->sk_sndbuf);
 	vs->told_rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+	vs->told_priority = READ_ONCE(sk->sk_priority);
+	vs->told_pacing = READ_ONCE(sk->sk_max_pacing_rate);
 }
 
 /* without waiting: the carrier took the option, and nobody waits for what the host says of it */
+static void vso_opt_tell_bytes(struct vso_sock *vs, int name, const void *value, u32 len)
+{
+	u8 buf[sizeof(struct vso_sockopt) + sizeof(u64)];
+	struct vso_sockopt o = { .level = cpu_to_le32(SOL_SOCKET), .name = cpu_to_le32(name), .len = cpu_to_le32(len) };
+
+	memcpy(buf, &o, sizeof(o));
+	memcpy(buf + sizeof(o), value, len);
+	vso_flow_send(vs, VSO_SETSOCKOPT, 0, buf, sizeof(o) + len, GFP_ATOMIC);
+}
+
 static void vso_opt_tell(struct vso_sock *vs, int name, int value)
 {
-	struct {
-		struct vso_sockopt o;
-		__le32 value;
-	} msg = {
-		.o = { .level = cpu_to_le32(SOL_SOCKET), .name = cpu_to_le32(name), .len = cpu_to_le32(sizeof(msg.value)) },
-		.value = cpu_to_le32(value),
-	};
-
-	vso_flow_send(vs, VSO_SETSOCKOPT, 0, &msg, sizeof(msg.o) + sizeof(msg.value), GFP_ATOMIC);
+	vso_opt_tell_bytes(vs, name, &value, sizeof(value));
 }
 
 /** vso_opts_sync_slow() - send those that have changed, if there is a connection to have them */
@@ -255,6 +260,7 @@ void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk)
 {
 	bool keepalive = sock_flag(sk, SOCK_KEEPOPEN);
 	int sndbuf = READ_ONCE(sk->sk_sndbuf), rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+	u64 pacing = READ_ONCE(sk->sk_max_pacing_rate);
 
 	if (READ_ONCE(vs->state) != VSO_ST_CONNECTED)
 		return;
@@ -264,6 +270,10 @@ void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk)
 		vso_opt_tell(vs, SO_SNDBUF, sndbuf / 2);
 	if (rcvbuf != vs->told_rcvbuf && sk->sk_userlocks & SOCK_RCVBUF_LOCK)
 		vso_opt_tell(vs, SO_RCVBUF, rcvbuf / 2);
+	if (READ_ONCE(sk->sk_priority) != vs->told_priority)
+		vso_opt_tell(vs, SO_PRIORITY, READ_ONCE(sk->sk_priority));
+	if (pacing != vs->told_pacing)
+		vso_opt_tell_bytes(vs, SO_MAX_PACING_RATE, &pacing, sizeof(pacing));
 	vso_opts_told(vs, sk);
 }
 
@@ -279,6 +289,9 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 		return vso_again(sock, setsockopt, level, name, val, len);
 	err = -ENOPROTOOPT;
 	if (!opt || (vs->row->type != SOCK_STREAM && level == SOL_TCP))
+		goto out;
+	err = -EPERM;
+	if (opt->where == VSO_OPT_NOT_HERE)
 		goto out;
 	err = vso_opt_group(vs, level, name, val, len);
 	if (err != 1)
@@ -324,6 +337,8 @@ int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, i
 		err = vs->row->native->getsockopt(sock, level, name, val, len);
 		goto out;
 	}
+	if (vs->row->type == SOCK_STREAM)
+		vso_opts_sync(vs, sock->sk);	/* what is asked may tell of it */
 	err = -EFAULT;
 	if (get_user(room, len))
 		goto out;
@@ -357,19 +372,23 @@ struct vso_opt_buf {
 	u32 left;
 };
 
-static void vso_opt_put(struct vso_opt_buf *b, int level, int name, int value)
+/* @len: up to 8 */
+static void vso_opt_put_bytes(struct vso_opt_buf *b, int level, int name, const void *value, u32 len)
 {
-	struct vso_sockopt o = {
-		.level = cpu_to_le32(level), .name = cpu_to_le32(name), .len = cpu_to_le32(sizeof(value)),
-	};
+	struct vso_sockopt o = { .level = cpu_to_le32(level), .name = cpu_to_le32(name), .len = cpu_to_le32(len) };
 
 	if (b->left < sizeof(o) + 8)
 		return;		/* not reached: all of vso_opts_build() fits VSO_OPTS_MAX */
 	memcpy(b->at, &o, sizeof(o));
 	memset(b->at + sizeof(o), 0, 8);
-	memcpy(b->at + sizeof(o), &value, sizeof(value));
+	memcpy(b->at + sizeof(o), value, len);
 	b->at += sizeof(o) + 8;
 	b->left -= sizeof(o) + 8;
+}
+
+static void vso_opt_put(struct vso_opt_buf *b, int level, int name, int value)
+{
+	vso_opt_put_bytes(b, level, name, &value, sizeof(value));
 }
 
 /**
@@ -381,6 +400,7 @@ u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *
 {
 	struct vso_opt_buf b = { buf, size };
 	const struct inet_sock *inet = inet_sk(sk);
+	u64 pacing = READ_ONCE(sk->sk_max_pacing_rate);
 
 	if (sock_flag(sk, SOCK_KEEPOPEN))
 		vso_opt_put(&b, SOL_SOCKET, SO_KEEPALIVE, 1);
@@ -400,6 +420,10 @@ u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *
 		vso_opt_put(&b, SOL_IP, IP_TTL, inet->uc_ttl);
 	if (row->family == PF_INET6 && inet6_sk(sk)->tclass)
 		vso_opt_put(&b, SOL_IPV6, IPV6_TCLASS, inet6_sk(sk)->tclass);
+	if (READ_ONCE(sk->sk_priority))		/* behind the options that set it, too */
+		vso_opt_put(&b, SOL_SOCKET, SO_PRIORITY, READ_ONCE(sk->sk_priority));
+	if (pacing != ~0UL)
+		vso_opt_put_bytes(&b, SOL_SOCKET, SO_MAX_PACING_RATE, &pacing, sizeof(pacing));
 	if (row->protocol == IPPROTO_UDP && udp_test_bit(GRO_ENABLED, sk))
 		vso_opt_put(&b, SOL_UDP, UDP_GRO, 1);
 	if (row->protocol == IPPROTO_TCP) {
@@ -439,6 +463,7 @@ void vso_opts_inherit(struct sock *to, struct sock *from)
 	to->sk_sndbuf = from->sk_sndbuf;
 	to->sk_userlocks |= from->sk_userlocks & (SOCK_RCVBUF_LOCK | SOCK_SNDBUF_LOCK);
 	to->sk_priority = from->sk_priority;
+	to->sk_max_pacing_rate = from->sk_max_pacing_rate;
 	to->sk_reuse = from->sk_reuse;
 	to->sk_mark = from->sk_mark;
 	inet_sk(to)->tos = inet_sk(from)->tos;

@@ -370,6 +370,8 @@ struct vso_sock {
 	/* SOL_SOCKET options as the device has them: sock_opt.c */
 	bool told_keepalive;
 	int told_sndbuf, told_rcvbuf;
+	u32 told_priority;
+	u64 told_pacing;
 
 	struct work_struct work;	/* the native fallback of connect() */
 	struct vso_tx close;		/* always there, so that close() cannot fail; last (flexible body) */
@@ -547,7 +549,8 @@ void vso_show_fdinfo(struct seq_file *m, struct socket *sock);
 static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk)
 {
 	if (unlikely(vs->told_keepalive != sock_flag(sk, SOCK_KEEPOPEN) || vs->told_sndbuf != READ_ONCE(sk->sk_sndbuf) ||
-		     vs->told_rcvbuf != READ_ONCE(sk->sk_rcvbuf)))
+		     vs->told_rcvbuf != READ_ONCE(sk->sk_rcvbuf) || vs->told_priority != READ_ONCE(sk->sk_priority) ||
+		     vs->told_pacing != READ_ONCE(sk->sk_max_pacing_rate)))
 		vso_opts_sync_slow(vs, sk);
 }
 

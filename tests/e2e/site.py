@@ -36,7 +36,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from tests.e2e.peer import deaf_datagram, drive_datagram_server, drive_group_member, drive_listener
+from tests.e2e.clients import drive_datagram_server, drive_group_member, drive_listener
+from tests.e2e.peer import deaf_datagram
 from tests.e2e.vm import WITHIN, Backend, Program, Vm, free_port, wait_until
 from vhostsock.offload.uri import IpxURI
 from vhostsock.qemu import qemu_args

@@ -15,8 +15,8 @@ import pytest
 E2E = Path(__file__).resolve().parent.parent / "e2e"
 
 
-def load_peer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("e2e_peer", E2E / "peer.py")
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"e2e_{name}", E2E / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -54,7 +54,7 @@ async def run(program: Path, *args: str) -> str:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_stream_claims_hold_on_the_native_kernel(programs: Path, host: str) -> None:
     async def main() -> list[str]:
-        async with load_peer().peer(host) as (port, stuck):
+        async with load("peer").peer(host) as (port, stuck):
             with closed_port(host) as closed:
                 ports = {"connect_check": [str(closed.getsockname()[1]), str(stuck)]}
                 names = ["connect_check", "stream_check", "option_check", "io_check", "urgent_check"]
@@ -65,7 +65,7 @@ def test_stream_claims_hold_on_the_native_kernel(programs: Path, host: str) -> N
 
 def test_datagram_claims_hold_on_the_native_kernel(programs: Path) -> None:
     async def main() -> str:
-        peer = load_peer().peer
+        peer = load("peer").peer
         async with peer("127.0.0.1") as (port, _), peer("127.0.0.2") as (port2, _):
             return await run(programs / "dgram_check", "127.0.0.1", str(port), "127.0.0.2", str(port2))
 
@@ -75,8 +75,8 @@ def test_datagram_claims_hold_on_the_native_kernel(programs: Path) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_datagram_error_and_control_claims_hold_on_the_native_kernel(programs: Path, host: str) -> None:
     async def main() -> str:
-        async with load_peer().peer(host) as (port, _):
-            with load_peer().deaf_datagram(host) as deaf:
+        async with load("peer").peer(host) as (port, _):
+            with load("peer").deaf_datagram(host) as deaf:
                 errors = await run(programs / "dgram_error_check", host, str(port), str(deaf.getsockname()[1]))
                 return errors + await run(programs / "dgram_cmsg_check", host, str(port))
 
@@ -97,7 +97,7 @@ def test_listener_claims_hold_on_the_native_kernel(programs: Path) -> None:
         for line in process.stdout:
             lines.append(line)
             if line.startswith("port "):
-                load_peer().drive_listener("127.0.0.1", int(line.split()[1]), port6)
+                load("clients").drive_listener("127.0.0.1", int(line.split()[1]), port6)
         assert process.wait() == 0, "".join(lines)
 
 
@@ -107,6 +107,6 @@ def test_datagram_server_claims_hold_on_the_native_kernel(programs: Path) -> Non
         two.bind(("127.0.0.1", 0))
         ports = [sock.getsockname()[1] for sock in (one, two)]
     with subprocess.Popen([programs / "dgram_server_check", *map(str, ports)], stdout=subprocess.PIPE, text=True) as process:
-        load_peer().drive_datagram_server("127.0.0.1", ports[1])
+        load("clients").drive_datagram_server("127.0.0.1", ports[1])
         output, _ = process.communicate()
         assert process.returncode == 0, output

@@ -8,7 +8,7 @@
  *   3 "half\n"     then EOF; the server answers "eof\n" after it
  *   4 "flags\n"    the server answers "ok\n"
  *   5 "dead\n"     then a reset, at once
- *   6 "stay\n"     stays open: from here on the server says in it, a word a line, what the client shall do (drive_listener() in peer.py)
+ *   6 "stay\n"     stays open: from here on the server says in it, a word a line, what the client shall do (drive_listener() in clients.py)
  * Before them, a client of its own, over 127.0.0.1, must be served by the same listener.
  */
 #include "check.h"
@@ -210,7 +210,7 @@ static void shutting_a_listener_down_wakes_a_blocked_accept_with_einval(void)
 	SAME(error, EINVAL);
 }
 
-/* the client's turn: what it does at this word is in peer.py */
+/* the client's turn: what it does at this word is in clients.py */
 static void tell(const char *word)
 {
 	send_all(stay, word, strlen(word));

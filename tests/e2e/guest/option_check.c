@@ -236,6 +236,59 @@ static void keepalive_that_is_set_after_connecting_is_kept(void)
 	MUST(memcmp(answer, "ok\n", 3) == 0);
 }
 
+/* the peer says so when it sees that priority at the other end of its connection */
+static void await_priority(int fd, int priority)
+{
+	char line[32], answer[3];
+
+	send_all(fd, line, snprintf(line, sizeof(line), "priority %d\n", priority));
+	recv_exactly(fd, answer, sizeof(answer));
+	MUST(memcmp(answer, "ok\n", 3) == 0);
+}
+
+static void a_priority_is_the_connections_before_and_after_connecting(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0);
+
+	set(fd, SOL_SOCKET, SO_PRIORITY, 4);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	await_priority(fd, 4);
+	fd = open_connected(&peer);
+	set(fd, SOL_SOCKET, SO_PRIORITY, 5);
+	await_priority(fd, 5);
+	SAME(get(fd, SOL_SOCKET, SO_PRIORITY), 5);
+}
+
+static uint64_t max_pacing_rate(int fd)
+{
+	struct {
+		struct tcp_info info;		/* as glibc has it: up to tcpi_total_retrans */
+		uint64_t pacing_rate, max_pacing_rate;
+	} __attribute__((packed)) told;
+	socklen_t len = sizeof(told);
+
+	_Static_assert(sizeof(told.info) == 104, "linux/tcp.h has tcpi_pacing_rate there");
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &told, &len) == 0);
+	SAME(len, sizeof(told));
+	return told.max_pacing_rate;
+}
+
+static void a_pacing_rate_is_the_connections_before_and_after_connecting(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_STREAM, 0);
+	uint64_t large = 12345678901;
+
+	set(fd, SOL_SOCKET, SO_MAX_PACING_RATE, 123456789);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	SAME(max_pacing_rate(fd), 123456789);
+	set(fd, SOL_SOCKET, SO_MAX_PACING_RATE, 234567890);
+	SAME(max_pacing_rate(fd), 234567890);
+	MUST(setsockopt(fd, SOL_SOCKET, SO_MAX_PACING_RATE, &large, sizeof(large)) == 0);
+	SAME(max_pacing_rate(fd), large);
+	set(fd, SOL_SOCKET, SO_MAX_PACING_RATE, -1);
+	MUST(max_pacing_rate(fd) == ~0ull);
+}
+
 static void peek_off_moves_with_what_is_seen_and_read(void)
 {
 	int fd = ask(&peer, "echo\n"), fresh = socket(peer.ss.ss_family, SOCK_STREAM, 0), v = 2;
@@ -276,6 +329,8 @@ int main(int argc, char **argv)
 	C(receive_timeout_is_eagain_and_does_not_lose_the_socket);
 	C(rcvlowat_holds_back_poll_and_recv);
 	C(keepalive_that_is_set_after_connecting_is_kept);
+	C(a_priority_is_the_connections_before_and_after_connecting);
+	C(a_pacing_rate_is_the_connections_before_and_after_connecting);
 	C(peek_off_moves_with_what_is_seen_and_read);
 	C(linger_zero_close_does_not_hang);
 	return finish_checks();

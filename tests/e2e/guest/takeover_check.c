@@ -304,6 +304,19 @@ static void a_filter_keeps_a_socket_native_or_is_refused(void)
 	talk(c, s);
 }
 
+static void a_mark_is_not_made_on_what_the_host_sends(void)
+{
+	int fd = open_connected(&peer), mark = 7, v = 0;
+	bool seen = setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)) == -1;
+
+	if (seen)		/* else the kernel does not let us see the option: before 6.8 */
+		SAME(errno, EPERM);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_MARK, &v, &(socklen_t){ sizeof(v) }) == 0);
+	SAME(v, seen ? 0 : mark);
+	send_all(fd, "echo\nm", 6);
+	recv_exactly(fd, &(char){0}, 1);
+}
+
 /* somebody else, whom the peer owes bytes without end: this end takes what it has room for and no more */
 static void what_nobody_reads_is_bounded_by_the_window(void)
 {
@@ -498,6 +511,7 @@ int main(int argc, char **argv)
 	C(sockets_tied_to_the_guests_own_stack_stay_native);
 	C(an_address_that_the_guest_has_not_got_yet_is_bound_by_its_own_stack);
 	C(a_filter_keeps_a_socket_native_or_is_refused);
+	C(a_mark_is_not_made_on_what_the_host_sends);
 	C(what_nobody_reads_is_bounded_by_the_window);
 	C(another_network_namespace_gains_nothing);
 	C(multipath_tcp_sockets_are_served_and_native_ones_work);
