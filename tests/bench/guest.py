@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from tests.bench.machine import described
 from tests.bench.paths import PATHS, Open, Shop
+from tests.bench.plot import Bar, Panel, drawn
 from tests.bench.ring import spread
 from tests.e2e.vm import Program
 from tests.netns import may_make_namespaces
@@ -33,7 +34,7 @@ from tests.netns import may_make_namespaces
 __all__ = ["INSIDE", "MEASURES", "Found", "Measure", "main", "measured", "tables"]
 
 INSIDE = "inside"
-INSIDE_TITLE = "inside the guest, AF_UNIX"
+INSIDE_TITLE = "in the guest, AF_UNIX"
 MANY = 1000
 TICKS = os.sysconf("SC_CLK_TCK")
 MEGABIT, GIGA = 1e6, 1e9
@@ -79,14 +80,15 @@ ROWS = {
     "p99": Row("round trip of 64 bytes, 99th percentile, us", ".0f", 1.0, less=True),
     "cycle": Row("connect, ask, answer, close: per second", ".0f", 1.5),
     "many": Row(f"{MANY} connections opened, then asked, s", ".2f", 1.0, less=True),
-    "out64-backend": Row("CPU of the back-end, s per GB, guest to host", ".2f"),
-    "in64-backend": Row("CPU of the back-end, s per GB, host to guest", ".2f"),
-    "out64-cpu": Row("CPU of QEMU and the back-end, s per GB, guest to host", ".2f", 1.0, less=True),
-    "in64-cpu": Row("CPU of QEMU and the back-end, s per GB, host to guest", ".2f", 1.0, less=True),
-    "out1-cpu": Row("the same, 1 KiB writes, guest to host", ".2f", 1.0, less=True),
-    "in1-cpu": Row("the same, 1 KiB writes, host to guest", ".2f", 1.0, less=True),
+    "out64-backend": Row("CPU of the back-end, s per GB, 64 KiB to the host", ".2f"),
+    "in64-backend": Row("CPU of the back-end, s per GB, 64 KiB to the guest", ".2f"),
+    "out64-cpu": Row("CPU with QEMU's, s per GB, 64 KiB to the host", ".2f", 1.0, less=True),
+    "in64-cpu": Row("CPU with QEMU's, s per GB, 64 KiB to the guest", ".2f", 1.0, less=True),
+    "out1-cpu": Row("CPU with QEMU's, s per GB, 1 KiB to the host", ".2f", 1.0, less=True),
+    "in1-cpu": Row("CPU with QEMU's, s per GB, 1 KiB to the guest", ".2f", 1.0, less=True),
 }
 COPY_FROM, COPY_TO = "copy-from", "copy-to"
+COPIED = 0.8  # the share of that which a path may be expected to move
 
 
 class Found(NamedTuple):
@@ -165,6 +167,14 @@ def measured(
 # ---- the report
 
 
+def _title(name: str) -> str:
+    return INSIDE_TITLE if name == INSIDE else PATHS[name].title
+
+
+def _ours(name: str) -> bool:
+    return name != INSIDE and PATHS[name].ours
+
+
 def ratios(found: Found, ours: str, row: str) -> tuple[str, list[float]] | None:
     """(the best of the others by its median, ours to the best of each round); None when nobody else has that row."""
     theirs = [name for name in found.peak if not PATHS[name].ours]
@@ -179,8 +189,7 @@ def ratios(found: Found, ours: str, row: str) -> tuple[str, list[float]] | None:
 
 def _figures(found: Found) -> list[str]:
     names = list(found.figures)
-    titles = [INSIDE_TITLE if name == INSIDE else PATHS[name].title for name in names]
-    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---|" * len(names)]
+    lines = ["| | " + " | ".join(map(_title, names)) + " |", "|---|" + "---|" * len(names)]
     for key, row in ROWS.items():
         cells = [spread(found.figures[name][key], row.form) if key in found.figures[name] else "-" for name in names]
         if set(cells) != {"-"}:
@@ -191,42 +200,60 @@ def _figures(found: Found) -> list[str]:
     return lines
 
 
-def _comparison(found: Found, ours: str) -> list[str]:
-    lines = ["| | the best of the others | ratio, of each round's best | wanted | |", "|---|---|---|---|---|"]
+def _verdict(values: Sequence[float], target: float, less: bool) -> str:
+    middle = statistics.median(values)
+    reached = middle <= target if less else middle >= target
+    return f"{spread(values, '.2f')}{', reached' if reached else ''}"
+
+
+def _comparison(found: Found, names: Sequence[str]) -> list[str]:
+    """Of ours against the best of the others in each round, and of bulk against what the guest's kernel copies."""
+    titles = " | ".join(map(_title, names))
+    lines = [f"| | the best of the others | wanted | {titles} |", "|---|---|---|" + "---|" * len(names)]
     for key, row in ROWS.items():
-        compared = ratios(found, ours, key) if row.target is not None else None
-        if compared is None or row.target is None:
+        if row.target is None:
             continue
-        name, values = compared
-        middle = statistics.median(values)
-        reached = middle <= row.target if row.less else middle >= row.target
-        wanted = f"{'<=' if row.less else '>='} {row.target:g}"
-        verdict = "reached" if reached else "not reached"
-        lines.append(f"| {row.title} | {PATHS[name].title} | {spread(values, '.2f')} | {wanted} | {verdict} |")
+        compared = [ratios(found, name, key) for name in names]
+        if None in compared:
+            continue
+        both = [each for each in compared if each]
+        cells = " | ".join(_verdict(values, row.target, row.less) for _, values in both)
+        lines.append(f"| {row.title} | {_title(both[0][0])} | {'<=' if row.less else '>='} {row.target:g} | {cells} |")
+    inside = found.figures[INSIDE]
     for key, limit in (("out64", COPY_FROM), ("in64", COPY_TO)):
-        if key in found.figures[ours]:
-            values = [own / most for own, most in zip(found.figures[ours][key], found.figures[INSIDE][limit], strict=True)]
-            reached = statistics.median(values) >= 0.8
-            title = f"{ROWS[key].title.rpartition(',')[0]}, of what the guest copies"
-            lines.append(f"| {title} | | {spread(values, '.2f')} | >= 0.8 | {'reached' if reached else 'not reached'} |")
+        if all(key in found.figures[name] for name in names):
+            shares = [[a / b for a, b in zip(found.figures[name][key], inside[limit], strict=True)] for name in names]
+            cells = " | ".join(_verdict(values, COPIED, False) for values in shares)
+            lines.append(f"| {ROWS[key].title.rpartition(',')[0]} | what the guest's kernel copies | >= {COPIED} | {cells} |")
     return lines
 
 
 def tables(found: Found) -> list[str]:
-    """As Markdown: the figures, what a guest copies, and each path of ours against the others."""
-    lines = _figures(found)
+    """As Markdown: the figures, what a guest copies, and the paths of ours against the others."""
     copies = [spread([value / 1000 for value in found.figures[INSIDE][row]], ".1f") for row in (COPY_FROM, COPY_TO)]
-    lines += ["", f"The guest's kernel copies {copies[0]} Gbit/s from a program and {copies[1]} Gbit/s to it."]
-    for name in found.peak:
-        if PATHS[name].ours and any(not PATHS[other].ours for other in found.peak):
-            lines += ["", f"{PATHS[name].title}:", "", *_comparison(found, name)]
+    lines = [*_figures(found), "", f"The guest's kernel copies {copies[0]} Gbit/s from a program and {copies[1]} Gbit/s to it."]
+    ours = [name for name in found.peak if _ours(name)]
+    if ours and len(ours) < len(found.peak):
+        lines += ["", *_comparison(found, ours)]
     return lines
+
+
+def panels(found: Found) -> list[Panel]:
+    """For plot.py: the rows that have a target, a bar for each path."""
+    names = [*found.peak, INSIDE]
+    return [
+        Panel(
+            row.title, row.form, [Bar(_title(name), found.figures[name].get(key, ()), _ours(name)) for name in names], row.less
+        )
+        for key, row in ROWS.items()
+        if row.target is not None and any(key in found.figures[name] for name in names)
+    ]
 
 
 def written(found: Found, options: dict[str, Any]) -> str:
     """All of it as JSON, by name."""
     rows = {key: row._asdict() for key, row in ROWS.items()}
-    titles = {INSIDE: INSIDE_TITLE} | {name: PATHS[name].title for name in found.peak}
+    titles = {name: _title(name) for name in found.figures}
     whole = {"machine": described(), "options": options, "titles": titles, "rows": rows, **found._asdict()}
     return json.dumps(whole, indent=1) + "\n"
 
@@ -238,12 +265,19 @@ def main(arguments: Sequence[str]) -> None:
     able = [name for name in PATHS if name != "tap" or may_make_namespaces()]
     parser.add_argument("--paths", default=",".join(able), help="which, with commas between them (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds there")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw them there")
+    parser.add_argument("--from", dest="before", type=Path, metavar="FILE", help="measure nothing: those that --json wrote")
     options = parser.parse_args(arguments)
     names = options.paths.split(",")
     if unknown := set(names) - set(PATHS):
         parser.error(f"no such path: {', '.join(sorted(unknown))}; there are {', '.join(PATHS)}")
-    with tempfile.TemporaryDirectory() as folder:
-        found = measured(Path(folder), names, options.rounds, options.ms)
+    if options.before:
+        found = Found(**{key: value for key, value in json.loads(options.before.read_text()).items() if key in Found._fields})
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measured(Path(folder), names, options.rounds, options.ms)
+        if options.json:
+            options.json.write_text(written(found, {"rounds": options.rounds, "ms": options.ms}))
     print(*tables(found), sep="\n", file=sys.stdout)
-    if options.json:
-        options.json.write_text(written(found, {"rounds": options.rounds, "ms": options.ms}))
+    if options.svg:
+        options.svg.write_text(drawn(panels(found)))

@@ -13,8 +13,8 @@
  * out how many that should be, too; for ask, nanoseconds of the median and the 99th percentile, and the number; for cycle and many, number
  * and nanoseconds; for copy, bytes and nanoseconds from a program, and the same to it.
  *
- * The amount is found by doubling it until it takes a quarter of MS, so the measured run finds windows open and code translated. No option
- * of a socket is set: what a program gets that asks for nothing.
+ * The amount is found by doubling it until it takes a quarter of MS, twice: once may be an accident, on a machine that has other work. So the
+ * measured run finds windows open and code translated. No option of a socket is set: what a program gets that asks for nothing.
  *
  * A copy is pwrite() and pread() of 64 KiB in tmpfs, always of the same pages: 16 look-ups and one copy, no allocation, nobody is woken.
  * A transport that copies once between the program and what the other side sees has that as its limit.
@@ -161,16 +161,22 @@ static uint64_t move(int fd, uint32_t what, uint32_t size, uint64_t amount)
 static void bulk(uint32_t what, uint32_t size, uint64_t span)
 {
 	uint64_t amount = size, took, all = 0;
-	int fd = connected();
+	int fd = connected(), slow = 0;
+	double best = 0;
 
-	for (;;) {
+	while (slow < 2) {
 		took = move(fd, what, size, amount);
 		all += amount;
-		if (took >= span / 4)
-			break;
-		amount *= 2;
+		if ((double)amount / (double)took > best)
+			best = (double)amount / (double)took;
+		if (took >= span / 4) {
+			slow++;
+		} else {
+			slow = 0;
+			amount *= 2;
+		}
 	}
-	amount = (uint64_t)((double)amount * (double)span / (double)took) / size * size + size;
+	amount = (uint64_t)(best * (double)span) / size * size + size;
 	took = move(fd, what, size, amount);
 	printf("%llu %llu %llu\n", (unsigned long long)amount, (unsigned long long)took, (unsigned long long)(all + amount));
 }

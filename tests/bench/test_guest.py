@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench.guest import INSIDE, MEASURES, ROWS, measured, ratios, tables
+from tests.bench.guest import INSIDE, MEASURES, ROWS, measured, panels, ratios, tables
 from tests.bench.paths import PATHS
+from tests.bench.plot import drawn
 from tests.netns import may_make_namespaces
 
 ALL_BUT_MANY = [key for key in MEASURES if key != "many"]
@@ -25,3 +27,5 @@ def test_paths_from_a_guest_are_measured_in_turns_and_compared(tmp_path: Path) -
     assert all(value > 0 for rows in found.figures.values() for key, [value] in rows.items() if key in MEASURES)
     assert ratios(found, "offload-generic", "out64") is not None
     assert len(tables(found)) > 20
+    drawing = ElementTree.fromstring(drawn(panels(found)))
+    assert sum(each.text == PATHS["slirp"].title for each in drawing.iter("{http://www.w3.org/2000/svg}text")) > len(MEASURES)
