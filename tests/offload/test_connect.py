@@ -191,6 +191,20 @@ def test_a_bug_in_deciding_fails_its_request_and_no_other(caplog: pytest.LogCapt
     assert "guest #1: cannot serve CONNECT" in caplog.text
 
 
+def test_a_bug_in_deciding_about_a_datagram_fails_its_request_and_no_other(
+    make_guest: MakeGuest, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest = make_guest('[[rule]]\nmatch = { scheme = "udp" }\naction = "offload"\nrewrite = "udp://127.0.0.1:53"\n')
+    flow = guest.connect("udp://192.0.2.1:53", flags=lib.VSO_OPEN_ADDR_ONLY)
+    guest.device.policy = Broken()
+    for host in (2, 3):
+        with pytest.raises(Refused) as caught:
+            flow.ask(f"udp://192.0.2.{host}:53")
+        assert (caught.value.verdict, caught.value.errno) == (lib.VSO_OFFLOAD, errno.ECONNABORTED)
+    assert "vm1 #1: cannot serve DGRAM_DEST" in caplog.text
+    flow.close()
+
+
 UNIX = """
     [[rule]]
     match = {{ scheme = "tcp" }}

@@ -110,6 +110,8 @@ class OffloadDevice(EngineDevice):
     def _unanswered(self, event: Event) -> None:
         if event.kind == "GROUP" and self._engine:
             self._engine.group(event.handle, _OFFLOAD, errno.ECONNABORTED)
+        if event.kind == "DGRAM_DEST" and self._engine:
+            self._engine.destination(event.handle, event.payload.decode("ascii", "replace"), b"", _OFFLOAD, errno.ECONNABORTED)
         if event.kind in ("CONNECT", "BIND"):
             assert self._engine is not None
             self._engine.refuse(event.handle, _OFFLOAD, errno.ECONNABORTED)
