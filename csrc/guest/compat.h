@@ -76,6 +76,13 @@ static inline int vso_accept_nonblock(const struct proto_ops *ops, struct socket
 #define vso_inet_cmsg_flags(sk)		(inet_sk(sk)->cmsg_flags)
 #endif
 
+/* the notification of a zero-copy send: one argument more from 6.17 */
+#ifdef VSO_HAVE_ZEROCOPY_DEVMEM
+#define vso_msg_zerocopy(sk, len)	msg_zerocopy_realloc(sk, len, NULL, false)
+#else
+#define vso_msg_zerocopy(sk, len)	msg_zerocopy_realloc(sk, len, NULL)
+#endif
+
 /* SOL_SOCKET options come to the socket's table, too, from 6.8 on. Before, the core sets them on the carrier and we do not hear of it. */
 static inline void vso_custom_sockopt(struct socket *sock, bool on)
 {

@@ -12,6 +12,7 @@
  * flow lives on without the socket until CLOSED. What the native release does for the carrier is done last, by the native table.
  */
 #include <linux/sched/signal.h>
+#include <linux/skbuff.h>
 #include <linux/wait.h>
 #include <net/inet_sock.h>
 #include <net/tcp_states.h>
@@ -51,6 +52,34 @@ int vso_wait_event(struct vso_sock *vs, struct sock *sk, long *timeo, bool (*rea
 	return err;
 }
 
+/**
+ * vso_zerocopy_begin() - MSG_ZEROCOPY, for who has asked for notifications by SO_ZEROCOPY
+ *
+ * The bytes are copied, as natively where a device cannot take them from where they are (loopback, for one): the notification comes at once,
+ * in the error queue of the carrier, and says SO_EE_CODE_ZEROCOPY_COPIED. It counts what is not read of them, and so may fail.
+ * io_uring (msg_ubuf) has its own. Return: 0, with @note for vso_zerocopy_end(); -ENOBUFS
+ */
+int vso_zerocopy_begin(struct sock *sk, const struct msghdr *msg, size_t len, struct ubuf_info **note)
+{
+	*note = NULL;
+	if (likely(!(msg->msg_flags & MSG_ZEROCOPY)) || !len || msg->msg_ubuf || !sock_flag(sk, SOCK_ZEROCOPY))
+		return 0;
+	*note = vso_msg_zerocopy(sk, len);
+	if (!*note)
+		return -ENOBUFS;
+	uarg_to_msgzc(*note)->zerocopy = 0;
+	return 0;
+}
+
+/** vso_zerocopy_end() - notify; or not, when nothing was sent: the number goes to the next. @note may be NULL */
+void vso_zerocopy_end(struct ubuf_info *note, bool sent)
+{
+	if (sent)
+		net_zcopy_put(note);
+	else
+		net_zcopy_put_abort(note, true);
+}
+
 /** vso_acceptq_flush() - refuse the connections that nobody accepted */
 void vso_acceptq_flush(struct vso_sock *vs)
 {
@@ -84,14 +113,19 @@ void vso_carrier_unlisten(struct vso_sock *vs, struct sock *sk)
 	release_sock(sk);
 }
 
-/* bytes that were sent and that the device, or the host's socket (@name: VSO_QUEUE_*), has not got rid of. Waits for the device's answer */
-static u32 vso_out_queue(struct vso_sock *vs, u32 name)
+/*
+ * Bytes that were sent and that the device, or the host's socket (@name: VSO_QUEUE_*), has not got rid of; -errno: it could not be asked. Waits
+ * for the device's answer.
+ */
+static int vso_out_queue(struct vso_sock *vs, u32 name)
 {
 	bool stream = vs->row->type == SOCK_STREAM;
-	u32 host = 0, n;
+	int host = 0, n;
 
 	if (stream && READ_ONCE(vs->tx_cnt) && READ_ONCE(vs->state) == VSO_ST_CONNECTED)
 		host = vso_host_queue(vs, name);	/* which says how much the host's socket has taken, too */
+	if (host < 0)
+		return host;
 	spin_lock_bh(&vs->lock);
 	n = stream && vs->state == VSO_ST_CONNECTED ? vs->tx_cnt - vs->peer_fwd + host : 0;
 	spin_unlock_bh(&vs->lock);
@@ -162,8 +196,7 @@ static int vso_getname(struct socket *sock, struct sockaddr *uaddr, int peer)
 static int vso_ioctl(struct socket *sock, unsigned int cmd, unsigned long arg)
 {
 	struct vso_sock *vs;
-	u32 out = 0;
-	int answer;
+	int answer, out = 0;
 
 	switch (cmd) {
 	case SIOCINQ:

@@ -447,6 +447,7 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 {
 	struct vso_sock *vs = vso_sock_get(sock);
 	struct sock *sk = sock->sk;
+	struct ubuf_info *note;
 	union vso_addr to = {};
 	long timeo;
 	int err;
@@ -499,10 +500,14 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		if (err < 0)
 			goto out;
 	}
+	err = vso_zerocopy_begin(sk, msg, len, &note);
+	if (err)
+		goto out;
 	if (!msg->msg_name && vs->conn == VSO_TO_NATIVE)
 		err = VSO_NATIVELY;
 	else
 		err = vso_dgram_send(vs, sk, msg, len, msg->msg_name || vs->addr_only ? &to : NULL);
+	vso_zerocopy_end(note, err > 0 && err != VSO_NATIVELY);
 	if (err == VSO_NATIVELY)
 		err = vs->row->native->sendmsg(sock, msg, len);
 out:

@@ -102,6 +102,7 @@ static const struct vso_opt {
 	{ SOL_SOCKET, SO_SNDTIMEO_NEW,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_PRIORITY,		VSO_OPT_HOST },
 	{ SOL_SOCKET, SO_MARK,			VSO_OPT_NOT_HERE },
+	{ SOL_SOCKET, SO_ZEROCOPY,		VSO_OPT_CARRIER },	/* vso_zerocopy_begin() */
 	{ SOL_SOCKET, SO_DONTROUTE,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_NO_CHECK,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_BUSY_POLL,		VSO_OPT_CARRIER },
@@ -355,16 +356,21 @@ out:
 	return err;
 }
 
-/** vso_host_queue() - bytes that the host's socket has taken and not got rid of (@name: VSO_QUEUE_*); 0 of a device that does not say */
-u32 vso_host_queue(struct vso_sock *vs, u32 name)
+/**
+ * vso_host_queue() - bytes that the host's socket has taken and not got rid of (@name: VSO_QUEUE_*)
+ *
+ * Return: 0 also of a device that cannot say, and of a connection that died meanwhile; -errno when it could not be asked.
+ */
+int vso_host_queue(struct vso_sock *vs, u32 name)
 {
 	struct vso_sockopt o = { .level = cpu_to_le32(VSO_SOL_QUEUE), .name = cpu_to_le32(name), .len = cpu_to_le32(sizeof(u32)) };
 	__le32 bytes = 0;
 	u32 n = sizeof(bytes);
+	int err = vso_opt_ask(vs, VSO_GETSOCKOPT, &o, sizeof(o), (u8 *)&bytes, &n);
 
-	if (vso_opt_ask(vs, VSO_GETSOCKOPT, &o, sizeof(o), (u8 *)&bytes, &n) || n != sizeof(bytes))
-		return 0;
-	return le32_to_cpu(bytes);
+	if (err)
+		return err == -ENOPROTOOPT ? 0 : err;
+	return n == sizeof(bytes) ? min_t(u32, le32_to_cpu(bytes), INT_MAX) : 0;
 }
 
 struct vso_opt_buf {
@@ -450,7 +456,7 @@ u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *
  */
 void vso_opts_inherit(struct sock *to, struct sock *from)
 {
-	static const enum sock_flags flags[] = { SOCK_KEEPOPEN, SOCK_LINGER, SOCK_URGINLINE, SOCK_LOCALROUTE };
+	static const enum sock_flags flags[] = { SOCK_KEEPOPEN, SOCK_LINGER, SOCK_URGINLINE, SOCK_LOCALROUTE, SOCK_ZEROCOPY };
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(flags); i++)

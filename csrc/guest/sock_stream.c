@@ -153,6 +153,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 {
 	struct vso_sock *vs = vso_sock_get(sock);
 	struct sock *sk = sock->sk;
+	struct ubuf_info *note = NULL;
 	struct vso_tx *tx;
 	size_t copied = 0;
 	long timeo;
@@ -164,14 +165,13 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		err = -EOPNOTSUPP;
 		goto out;
 	}
-	if (msg->msg_flags & MSG_ZEROCOPY && sock_flag(sk, SOCK_ZEROCOPY)) {
-		err = -ENOBUFS;		/* no completions: the documented answer after which senders copy */
-		goto out;
-	}
 	if (msg->msg_flags & MSG_FASTOPEN) {
 		err = READ_ONCE(vs->state) == VSO_ST_CONNECTED ? -EISCONN : -EALREADY;
 		goto out;
 	}
+	err = vso_zerocopy_begin(sk, msg, len, &note);
+	if (err)
+		goto out;
 	vso_opts_sync(vs, sk);
 	timeo = sock_sndtimeo(sk, msg->msg_flags & MSG_DONTWAIT);
 	while (msg_data_left(msg)) {
@@ -186,6 +186,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			left--;
 		n = vso_reserve(vs, min3(left, (size_t)VSO_TX_MAX, (size_t)vs->dev->max_payload), !timeo);
 		if (n == -ESTALE && !copied) {
+			vso_zerocopy_end(note, false);
 			vso_sock_put(vs);
 			return vso_again(sock, sendmsg, msg, len);
 		}
@@ -221,6 +222,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		copied += n;
 	}
 out:
+	vso_zerocopy_end(note, copied);
 	if (copied)
 		err = copied;
 	else if (err == -EPIPE)
@@ -276,7 +278,7 @@ __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_tab
 	case VSO_ST_GONE:
 		break;
 	}
-	if (READ_ONCE(sk->sk_err))
+	if (READ_ONCE(sk->sk_err) || !skb_queue_empty_lockless(&sk->sk_error_queue))
 		mask |= EPOLLERR;
 	spin_unlock_bh(&vs->lock);
 	if (READ_ONCE(vs->state) == VSO_ST_LISTENING && vs->native_listen)

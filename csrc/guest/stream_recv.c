@@ -137,7 +137,7 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 	if (!vs)
 		return vso_again(sock, recvmsg, msg, len, flags);
 	if (flags & MSG_ERRQUEUE) {
-		err = -EAGAIN;		/* nothing is ever put there */
+		err = vs->row->native->recvmsg(sock, msg, len, flags);		/* of zero-copy sends: vso_zerocopy_begin() */
 		goto out;
 	}
 	state = READ_ONCE(vs->state);

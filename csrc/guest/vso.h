@@ -423,6 +423,8 @@ void vso_native_work(struct work_struct *work);
 void vso_ops_fill(struct vso_row *row);
 int vso_wait_event(struct vso_sock *vs, struct sock *sk, long *timeo, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg,
 		   bool exclusive);
+int vso_zerocopy_begin(struct sock *sk, const struct msghdr *msg, size_t len, struct ubuf_info **note);
+void vso_zerocopy_end(struct ubuf_info *note, bool sent);
 void vso_acceptq_flush(struct vso_sock *vs);
 void vso_carrier_unlisten(struct vso_sock *vs, struct sock *sk);
 
@@ -489,7 +491,7 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, int __user *len);
 void vso_opts_told(struct vso_sock *vs, const struct sock *sk);
 void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk);
-u32 vso_host_queue(struct vso_sock *vs, u32 name);
+int vso_host_queue(struct vso_sock *vs, u32 name);
 u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *buf, u32 size);
 void vso_opts_inherit(struct sock *to, struct sock *from);
 

@@ -336,6 +336,86 @@ static void msg_more_and_cork_delay_and_lose_nothing(void)
 	MUST(memcmp(buf, "def", 3) == 0);
 }
 
+/* so many sends with MSG_ZEROCOPY are notified of, in their order, after @first others; and no more are */
+static void await_notifications(int fd, uint32_t first, uint32_t count)
+{
+	uint32_t next = first;
+
+	while (next < first + count) {
+		char control[256];
+		struct msghdr m = { .msg_control = control, .msg_controllen = sizeof(control) };
+		struct sock_extended_err *e;
+
+		MUST(wait_for(fd, 0) & POLLERR);
+		SAME(recvmsg(fd, &m, MSG_ERRQUEUE), 0);
+		MUST(m.msg_flags & MSG_ERRQUEUE);
+		MUST(CMSG_FIRSTHDR(&m));
+		e = (void *)CMSG_DATA(CMSG_FIRSTHDR(&m));
+		SAME(e->ee_origin, SO_EE_ORIGIN_ZEROCOPY);
+		SAME(e->ee_errno, 0);
+		SAME(e->ee_info, next);
+		MUST(e->ee_data >= next && e->ee_data < first + count);
+		next = e->ee_data + 1;
+	}
+	ERRNO(recvmsg(fd, &(struct msghdr){ 0 }, MSG_ERRQUEUE | MSG_DONTWAIT), EAGAIN);
+}
+
+static void zero_copy_sends_are_notified_of_in_the_error_queue(void)
+{
+	static char data[50000];
+	int fd = ask(&peer, "gate\n"), err = -1;
+	struct pollfd p = { .fd = fd };
+	char answer[32], want[32];
+	size_t sent = 1 + 3 * sizeof(data);
+	uint32_t sends;
+	ssize_t n;
+
+	SAME(send(fd, data, 1, MSG_ZEROCOPY), 1);	/* without SO_ZEROCOPY the flag means nothing, and nothing is notified of */
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)) == 0);
+	SAME(poll(&p, 1, 0), 0);
+	open_the_gate();
+	for (int i = 0; i < 3; i++)
+		SAME(send(fd, data, sizeof(data), MSG_ZEROCOPY), sizeof(data));
+	await_notifications(fd, 0, 3);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &(socklen_t){ sizeof(err) }) == 0);
+	SAME(err, 0);
+
+	shutdown(fd, SHUT_WR);
+	n = recv(fd, answer, sizeof(answer) - 1, MSG_WAITALL);
+	MUST(n > 0);
+	answer[n] = 0;
+	snprintf(want, sizeof(want), "%zu ", sent);
+	MUST(strncmp(answer, want, strlen(want)) == 0);
+
+	/* a send that fails has no number */
+	fd = ask(&peer, "gate\n");
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)) == 0);
+	fill(fd);
+	for (sends = 0; (n = send(fd, data, sizeof(data), MSG_ZEROCOPY)) > 0; sends++)
+		;
+	SAME(errno, EAGAIN);
+	open_the_gate();
+	MUST(wait_for(fd, POLLOUT) & POLLOUT);
+	MUST(send(fd, data, sizeof(data), MSG_ZEROCOPY) > 0);
+	await_notifications(fd, 0, sends + 1);
+}
+
+static void zero_copy_datagrams_are_notified_of_in_the_error_queue(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_DGRAM, 0);
+	char data[1000] = "zero", buf[1000];
+
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)) == 0);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	for (uint32_t i = 0; i < 2; i++) {
+		SAME(send(fd, data, sizeof(data), MSG_ZEROCOPY), sizeof(data));
+		MUST(wait_for(fd, POLLIN) & (POLLIN | POLLERR));
+		await_notifications(fd, i, 1);
+		SAME(recv(fd, buf, sizeof(buf), 0), sizeof(buf));
+		MUST(memcmp(data, buf, sizeof(buf)) == 0);
+	}
+}
+
 /* ------------------------------------------------------------------------------------------------------------ io_uring */
 
 static struct ring {
@@ -456,6 +536,8 @@ int main(int argc, char **argv)
 	C(msg_more_and_cork_delay_and_lose_nothing);
 	C(sendfile_sends_a_file);
 	C(splice_moves_bytes_both_ways);
+	C(zero_copy_sends_are_notified_of_in_the_error_queue);
+	C(zero_copy_datagrams_are_notified_of_in_the_error_queue);
 	C(io_uring_connects_sends_receives_and_polls);
 	C(io_uring_accepts_on_loopback);
 	C(each_arrival_is_one_edge);
