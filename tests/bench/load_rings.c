@@ -34,8 +34,7 @@ uint32_t load_tx_room(struct load *l, const struct load_flow *f)
 {
 	struct drv *d = &l->pair[load_index(l, f) % l->pairs].tx;
 
-	if (!d->n_free)
-		drv_collect(d);
+	drv_collect(d);
 	return d->n_free;
 }
 
@@ -233,7 +232,7 @@ int load_pump_rings(struct load *l, int wait)
 		ready |= drv_want_calls(&l->pair[i].rx);
 		p[2 * i] = (struct pollfd){ .fd = l->pair[i].rx.call_fd, .events = POLLIN };
 		p[2 * i + 1] = (struct pollfd){ .fd = -1 };
-		if (!l->pair[i].tx.n_free) {
+		if (!drv_collect(&l->pair[i].tx) && !l->pair[i].tx.n_free) {
 			ready |= drv_want_calls(&l->pair[i].tx);
 			p[2 * i + 1] = (struct pollfd){ .fd = l->pair[i].tx.call_fd, .events = POLLIN };
 		}
@@ -244,7 +243,7 @@ int load_pump_rings(struct load *l, int wait)
 		for (int k = 0; !ready && k < 2; k++)
 			if (p[2 * i + k].revents && read(p[2 * i + k].fd, &count, sizeof(count)) < 0 && errno != EAGAIN)
 				return load_fail(l, "read of a call fd: %s", strerror(errno));
-		l->pair[i].rx.calls++;
+		l->pair[i].rx.calls += !ready;
 		drv_no_calls(&l->pair[i].rx);
 		drv_no_calls(&l->pair[i].tx);
 	}
