@@ -85,6 +85,84 @@ void vse_rx_unget(struct vse_pair *p, struct vs_chain *c)
 	vs_vq_unpop(p->rx.vq, c);
 }
 
+/* the chains of a gathering; no batch of the driver's messages is being served meanwhile */
+static struct vs_chain *gathered(struct vse_engine *e, int i)
+{
+	return i ? e->batch[i] : e->rx_chain;
+}
+
+static void ungather(struct vse_pair *p, int keep)
+{
+	while (p->e->n_gathered > keep)
+		vs_vq_unpop(p->rx.vq, gathered(p->e, --p->e->n_gathered));
+}
+
+/* append the room of a chain for one message; false: it would be too many pieces for one call */
+static bool gather(struct vse_engine *e, const struct vs_chain *c, size_t limit, size_t *total, int *cnt)
+{
+	size_t len;
+	int n;
+
+	if (*cnt && *cnt + c->n_in > VSE_IOV_CALL)
+		return false;
+	len = vse_payload_iov(c, true, e->dialect->hdr_len, limit < e->max_payload ? limit : e->max_payload, e->iov + *cnt, &n);
+	for (; n > VSE_IOV_CALL; n--)
+		len -= e->iov[*cnt + n - 1].iov_len;
+	e->rx_len[e->n_gathered++] = (uint32_t)len;
+	*total += len;
+	*cnt += n;
+	return true;
+}
+
+/*
+ * One chain always, and more for `want` bytes as long as there are any: a driver's buffers may be as small as 4 KiB, and what is in a
+ * socket is then read by one call all the same. Only the first may find the ring starved, since the others can do without.
+ */
+size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt)
+{
+	struct vse_engine *e = p->e;
+	struct vs_chain *c = vse_rx_get(p);
+	size_t total = 0;
+	int rc;
+
+	e->n_gathered = *cnt = 0;
+	if (!c)
+		return 0;
+	gather(e, c, limit, &total, cnt);
+	while (total < want && total < limit && e->n_gathered < VSE_BATCH) {
+		c = gathered(e, e->n_gathered);
+		rc = vs_vq_pop(p->rx.vq, c);
+		if (!rc)
+			break;
+		if (rc < 0) {
+			vse_ring_break(e, &p->rx, "%s", vs_vq_error(p->rx.vq)->text);
+			ungather(p, 0);		/* nothing may be read into what will not be published */
+			return 0;
+		}
+		if (c->n_out || c->in_len < e->dialect->rx_min || !gather(e, c, limit - total, &total, cnt)) {
+			vs_vq_unpop(p->rx.vq, c);
+			break;
+		}
+	}
+	return total;
+}
+
+void vse_rx_gathered(struct vse_flow *f, size_t len)
+{
+	struct vse_engine *e = f->pair->e;
+	union vse_hdr h;
+	int i;
+
+	for (i = 0; i < e->n_gathered && len; i++) {
+		uint32_t part = (uint32_t)MIN(len, e->rx_len[i]);
+
+		e->dialect->data(f, &h, part, false);
+		vse_rx_put(f->pair, gathered(e, i), &h, part);
+		len -= part;
+	}
+	ungather(f->pair, i);
+}
+
 static bool ctl_append(struct vse_pair *p, const void *hdr, const void *payload, uint32_t payload_len)
 {
 	uint32_t hdr_len = p->e->dialect->hdr_len;

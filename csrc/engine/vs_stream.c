@@ -11,7 +11,7 @@
  * driver last heard (`told`). That cannot stall: when all is forwarded, either the driver knows of more than half of its
  * window, or the other half is being told.
  *
- * To the guest.  A readable flow with window takes its turn on the run queue: a chain, one read straight into it, at most
+ * To the guest.  A readable flow with window takes its turn on the run queue: chains, one read straight into them, at most
  * VSE_TURN_BYTES, then the next flow. Without chains the queue waits for the rx kick.
  *
  * The end.  In the order of TCP: data, then EOF (SHUTDOWN SEND, once) or the error (RESET). An error that a write meets is
@@ -311,38 +311,29 @@ ssize_t vse_stream_drop(struct vse_flow *f)
 	return n < 0 ? -errno : n;
 }
 
-/* one read into a chain, `*full` when it took all that was offered; bytes, or -errno, or -ENOSPC for no chain */
+/* one read, into as many chains as the last one gives reason for; `*full`: it took all the room. Bytes, -errno, or -ENOSPC: no chain */
 static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
 {
-	struct vse_pair *p = f->pair;
-	struct vse_engine *e = p->e;
-	struct vs_chain *c = vse_rx_get(p);
+	struct vse_engine *e = f->pair->e;
 	struct msghdr msg = { .msg_iov = e->iov };
-	union vse_hdr h;
 	size_t total;
 	ssize_t n;
 	int cnt;
 
-	if (!c)
+	total = vse_rx_gather(f->pair, f->burst, limit, &cnt);
+	if (!total)
 		return -ENOSPC;
-	total = vse_payload_iov(c, true, e->dialect->hdr_len, limit, e->iov, &cnt);
-	if (cnt > VSE_IOV_CALL) {
-		cnt = VSE_IOV_CALL;
-		total = 0;
-		for (int i = 0; i < cnt; i++)
-			total += e->iov[i].iov_len;
-	}
 	msg.msg_iovlen = (size_t)cnt;
 	n = recvmsg(f->fd, &msg, MSG_DONTWAIT);
 	if (n <= 0) {
 		n = n < 0 ? -errno : 0;
-		vse_rx_unget(p, c);
+		vse_rx_gathered(f, 0);
 		return n;
 	}
 	*full = (size_t)n == total;
-	e->dialect->data(f, &h, (uint32_t)n, false);
+	f->burst = (uint32_t)MIN(*full ? 2 * total : (size_t)n, VSE_TURN_BYTES);
+	vse_rx_gathered(f, (size_t)n);
 	f->told = f->fwd_cnt;
-	vse_rx_put(p, c, &h, (uint32_t)n);
 	f->tx_cnt += (uint32_t)n;
 	f->to_guest += (uint64_t)n;
 	e->stats.to_guest += (uint64_t)n;
@@ -386,7 +377,7 @@ static enum vse_turn read_turn(struct vse_flow *f)
 			return TURN_AGAIN;
 		if ((f->pri_seen || f->pri == PRI_TOLD) && !discard && vse_urgent_turn(f))
 			break;		/* as below */
-		limit = MIN(vse_stream_window(f), f->pair->e->max_payload);
+		limit = vse_stream_window(f);
 		if (discard) {
 			n = vse_stream_drop(f);
 			full = n == VSE_SCRATCH;

@@ -152,6 +152,7 @@ struct vse_flow {
 
 	/* to the guest: bytes (or connections, when listening) sent, and the driver's window */
 	uint32_t tx_cnt, peer_alloc, peer_fwd;
+	uint32_t burst;			/* bytes to make room for in the next read: what the last one gave, twice that if it was full */
 	uint8_t *rmsg;			/* seq: a message of rlen bytes, of which rat were sent */
 	uint32_t rlen, rat;
 
@@ -255,6 +256,8 @@ struct vse_engine {
 	struct vs_chain *batch[VSE_BATCH];
 	union vse_hdr hdrs[VSE_BATCH];
 	struct vs_chain *rx_chain;
+	int n_gathered;			/* chains of vse_rx_gather(), and the payload that each has room for */
+	uint32_t rx_len[VSE_BATCH];
 	struct iovec iov[VSE_IOV + 8];
 	uint8_t scratch[VSE_SCRATCH];
 };
@@ -280,6 +283,9 @@ void vse_tx_batch(struct vse_pair *p);		/* one batch of the driver's messages */
 struct vs_chain *vse_rx_get(struct vse_pair *p);	/* a chain to fill: give it to rx_put or rx_unget. NULL: none now */
 void vse_rx_put(struct vse_pair *p, struct vs_chain *c, const void *hdr, uint32_t len);	/* len bytes of payload are in place */
 void vse_rx_unget(struct vse_pair *p, struct vs_chain *c);
+/* chains for want bytes of payload, at most limit, as e->iov[0..*cnt); returns what fits, 0: no chain now. Then vse_rx_gathered() */
+size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt);
+void vse_rx_gathered(struct vse_flow *f, size_t len);	/* len bytes are in place: say so; the other chains go back */
 void vse_rx_pump(struct vse_pair *p);		/* queued control messages, then what flows have */
 bool vse_ctl_empty(const struct vse_pair *p);
 void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len);	/* now, or queued */

@@ -6,9 +6,11 @@ import errno
 import resource
 import socket
 import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from fcntl import ioctl
 from typing import Any
 
 import pytest
@@ -82,6 +84,25 @@ def test_data_comes_before_eof_through_any_window(make_engine: Callable[..., Eng
         host.close()
         assert flow.recv_all() == b"0123456789" * 1000
         flow.close()
+
+
+def test_what_waits_at_the_host_fills_small_buffers_to_the_brim(make_engine: Callable[..., EngineUnderTest]) -> None:
+    """One read fills many; those that it does not need are the next ones to be filled."""
+    engine = make_engine(window=0, rx_size=2048, rx_buffers=64)
+    room = 2048 - len(pack("struct vso_hdr"))
+    for size in (20 * room + 1, 1, 3 * room, 7 * room - 1):
+        with connection(engine) as (flow, host):
+            data = (bytes(range(251)) * (size // 251 + 1))[:size]
+            host.sendall(data)
+            while ioctl(host, termios.TIOCOUTQ, bytes(4)) != bytes(4):  # until the engine's socket has all of it
+                engine.driver.ping()
+            engine.driver.log = deque()
+            flow.buf_alloc = size
+            flow.tell_credit()
+            assert flow.recv_exactly(size) == data
+            sizes = [len(message.payload) for message in engine.driver.log if message.type == lib.VSO_DATA]
+            assert sizes == [room] * (size // room) + [size % room] * bool(size % room)
+            flow.close()
 
 
 def test_data_comes_before_a_reset_through_any_window(make_engine: Callable[..., EngineUnderTest]) -> None:
