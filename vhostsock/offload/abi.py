@@ -10,6 +10,8 @@ A malformed message raises RequestError; the guest wrote it.
 
 from __future__ import annotations
 
+import functools
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -120,23 +122,35 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
 }
 
 
-def _members(struct: Any) -> Iterator[str]:
-    return (member.name for member in struct.subcons if member.name)
+def _members(of: Any) -> Iterator[str]:
+    return (member.name for member in of.subcons if member.name)
 
 
 def _is_reserved(name: str) -> bool:
     return name.startswith("reserved")
 
 
+@functools.cache
+def _plain(of: Any) -> tuple[tuple[str, ...], struct.Struct]:
+    """The members of a construct Struct that has neither arrays nor structs in it, and the same as a struct.Struct.
+
+    Every request for a connection is parsed, and construct takes longer for that than the host for connecting.
+    """
+    codes = [sub.fmtstr[1:] if isinstance(sub, construct.FormatField) else f"{sub.sizeof()}s" for _, sub in _subcons(of)]
+    plain = struct.Struct("<" + "".join(codes))
+    assert plain.size == of.sizeof()
+    return tuple(_members(of)), plain
+
+
 def _split(layout: Layout, payload: bytes, what: str) -> tuple[dict[str, int | bytes], dict[str, bytes]]:
     fields: dict[str, int | bytes] = {}
     position = 0
     if layout.struct is not None:
-        position = layout.struct.sizeof()
+        members, plain = _plain(layout.struct)
+        position = plain.size
         if len(payload) < position:
             raise RequestError(f"{what}: {len(payload)} bytes of payload, its struct has {position}")
-        parsed = layout.struct.parse(payload[:position])
-        fields = {name: parsed[name] for name in _members(layout.struct)}
+        fields = dict(zip(members, plain.unpack_from(payload), strict=True))
     parts: dict[str, bytes] = {}
     for name, length in layout.parts:
         end = position + int(fields.pop(length)) if length else len(payload)
@@ -171,8 +185,8 @@ def _join(layout: Layout, fields: Mapping[str, int | bytes], parts: Mapping[str,
     return bytes(layout.struct.build(values)) + body
 
 
-def _subcons(struct: Any) -> Iterator[tuple[str, Any]]:
-    return ((member.name, member.subcon) for member in struct.subcons if member.name)
+def _subcons(of: Any) -> Iterator[tuple[str, Any]]:
+    return ((member.name, member.subcon) for member in of.subcons if member.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +240,18 @@ class Option(NamedTuple):
 def parse_options(data: bytes) -> tuple[Option, ...]:
     """The options of CONNECT and BIND: struct vso_sockopt and value, each value padded to 8 bytes. RequestError."""
     options = []
-    position, size = 0, SOCKOPT.sizeof()
+    members, plain = _plain(SOCKOPT)
+    position, size = 0, plain.size
     while position < len(data):
         if len(data) - position < size:
             raise RequestError(f"options: {len(data) - position} bytes left at byte {position}, a header has {size}")
-        header = SOCKOPT.parse(data[position : position + size])
+        header = dict(zip(members, plain.unpack_from(data, position), strict=True))
         position += size
-        if header.len > lib.VSO_OPTVAL_MAX or header.len > len(data) - position:
-            raise RequestError(f"options: a value of {header.len} bytes at byte {position} of {len(data)}")
-        options.append(Option(header.level, header.name, data[position : position + header.len]))
-        position += (header.len + 7) & ~7
+        length = header["len"]
+        if length > lib.VSO_OPTVAL_MAX or length > len(data) - position:
+            raise RequestError(f"options: a value of {length} bytes at byte {position} of {len(data)}")
+        options.append(Option(header["level"], header["name"], data[position : position + length]))
+        position += (length + 7) & ~7
     return tuple(options)
 
 

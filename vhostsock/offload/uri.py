@@ -17,6 +17,7 @@ canonical text, and ``parse(str(uri)) == uri`` always holds.
 from __future__ import annotations
 
 import errno
+import functools
 import re
 import socket
 import struct
@@ -258,6 +259,7 @@ _PARSERS: dict[str, Callable[[str, str], URI]] = {
 }  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1024)  # programs connect to the same places again and again
 def parse(text: str) -> URI:
     """The URI in ``text``; URIError says what is wrong with it."""
     scheme, separator, rest = text.partition("://")

@@ -16,6 +16,7 @@ import asyncio
 import errno
 import itertools
 import os
+import select
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -122,6 +123,15 @@ async def connect(sock: socket.socket, name: Any) -> None:
 
 async def connected(sock: socket.socket) -> None:
     """The end of a connect that is in progress; OSError carries the host's errno."""
+    at_once = select.poll()
+    at_once.register(sock, select.POLLOUT)
+    if not at_once.poll(0):  # else it was over when connect() returned, as on loopback
+        await _writable(sock)
+    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(code, os.strerror(code))
+
+
+async def _writable(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     writable: asyncio.Future[None] = loop.create_future()
 
@@ -134,8 +144,6 @@ async def connected(sock: socket.socket) -> None:
         await writable
     finally:
         loop.remove_writer(sock.fileno())
-    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise OSError(code, os.strerror(code))
 
 
 def apply_options(sock: socket.socket, opts: bytes) -> int:
