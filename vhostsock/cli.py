@@ -132,6 +132,12 @@ def _offload_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="FILE", help="what is served (docs/policy.md). Without one: nothing")
     parser.add_argument("--name", default="guest", metavar="NAME", help="who the guest is, for the policy and the log")
     parser.add_argument("--pairs", type=int, default=1, metavar="N", help="ring pairs, as given to qemu-args (default: 1)")
+    _max_flows(parser)
+
+
+def _max_flows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-flows", type=int, default=4096, metavar="N",
+                        help="sockets of the guest at once, each takes a descriptor (default: 4096)")  # fmt: skip
 
 
 def _make_vsock(options: argparse.Namespace) -> Device:
@@ -141,6 +147,7 @@ def _make_vsock(options: argparse.Namespace) -> Device:
 
 
 def _vsock_arguments(parser: argparse.ArgumentParser) -> None:
+    _max_flows(parser)
     parser.add_argument("--guest-cid", type=int, default=3, metavar="N", help="the guest's context id (default: 3)")
     parser.add_argument("--uds-path", metavar="PATH",
                         help="the guest reaches PATH_<port>; clients of PATH say 'CONNECT <port>'")  # fmt: skip

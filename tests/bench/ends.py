@@ -220,7 +220,7 @@ def started(folder: Path, names: tuple[str, ...], flows: int, pairs: int = 1) ->
         if name in (VSOCK, OTHER_VSOCK):
             listeners += [f"serve:{folder}/{name}_{SERVE}", f"close:{folder}/{name}_{CLOSE}"]
     serve = (sys.executable, "-m", "vhostsock", "serve")
-    quiet = ("--log-level", "error")
+    quiet = ("--log-level", "error", "--max-flows", str(max(flows, 4096)))
     library = loaded(folder, "load", declared("driver"), "load_rings", "driver")
     with contextlib.ExitStack() as stack:
         _, ports = stack.enter_context(_program(built(folder, "far", HERE / "far.c"), *listeners))

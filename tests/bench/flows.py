@@ -25,11 +25,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.bench.chart import Group, bars
 from tests.bench.ends import DIRECT, OFFLOAD, OTHER_VSOCK, RELAY, VSOCK, Near, started
 from tests.bench.machine import described
 from tests.bench.ring import spread
 
-__all__ = ["MEASURES", "Result", "main", "measured", "tables"]
+__all__ = ["MEASURES", "Result", "chart", "main", "measured", "tables"]
 
 FLOWS = 8  # that move bytes; those that cycle() makes come behind them
 PARALLEL = 32
@@ -184,6 +185,20 @@ def as_json(result: Result, options: argparse.Namespace) -> str:
     )  # fmt: skip
 
 
+def chart(result: Result) -> str:
+    """As SVG."""
+    names = [name for columns, _ in TABLES for name in columns if any(key[1] == name for key in result.figures)]
+    groups = [
+        Group(measure.title, measure.unit, {name: result.figures[key, name] for name in names})
+        for key, measure in MEASURES.items() if (key, names[0]) in result.figures
+    ]  # fmt: skip
+    groups += [
+        Group(f"CPU: {measure.title}", "s/GB", {name: result.cpu[key, name] for name in names if (key, name) in result.cpu})
+        for key, measure in MEASURES.items() if any((key, name) in result.cpu for name in names)
+    ]  # fmt: skip
+    return bars(groups, names, "Medians; the lines go from min to max. Each group has its own scale.")
+
+
 def main(arguments: Sequence[str]) -> None:
     every = [name for columns, _ in TABLES for name in columns]
     parser = argparse.ArgumentParser(prog="tests/bench/run flows", description="Sockets of a back-end, without a guest.")
@@ -193,9 +208,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--measure", nargs="+", choices=list(MEASURES), default=list(MEASURES), metavar="KEY",
                         help=f"of {', '.join(MEASURES)}")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round there")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the figures there")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="vhostsock-bench-") as name:
         result = measured(Path(name), options.only, options.measure, options.rounds, options.seconds)
     if options.json:
         options.json.write_text(as_json(result, options) + "\n")
+    if options.svg:
+        options.svg.write_text(chart(result))
     print(*tables(result), sep="\n", file=sys.stdout)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.bench.ends import DIRECT, OFFLOAD, OTHER_VSOCK, RELAY, VSOCK, Failed, started
-from tests.bench.flows import MEASURES, measured, tables
+from tests.bench.flows import MEASURES, chart, measured, tables
 
 KINDS = [DIRECT, RELAY, OFFLOAD, VSOCK, OTHER_VSOCK]
 
@@ -22,6 +23,8 @@ def test_every_kind_of_flow_is_measured_in_every_way(tmp_path: Path) -> None:
     assert result.cpu.keys() == {(key, name) for key, measure in MEASURES.items() if measure.moves for name in between}
     assert all(cpu > 0 for [cpu] in result.cpu.values())
     assert all(result.memory[name]["VmHWM"] >= result.memory[name]["RssAnon"] > 0 for name in between)
+    picture = ElementTree.fromstring(chart(result))
+    assert len(picture.findall("{*}rect")) == 1 + len(KINDS) + len(result.figures) + len(result.cpu)
     assert len([line for line in tables(result) if line.startswith("| 1 flow to the host, 64")]) == 2
 
 
