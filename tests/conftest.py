@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from vhostsock._core import lib
 
@@ -35,6 +36,8 @@ def pytest_configure() -> None:
     """A run started in the background of a script has SIGINT ignored, and so would the programs that tests end with it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test is a race
+    settings.load_profile("any machine")
 
 
 _failed = pytest.StashKey[bool]()
