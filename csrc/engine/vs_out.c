@@ -97,21 +97,14 @@ static void ungather(struct vse_pair *p, int keep)
 		vs_vq_unpop(p->rx.vq, gathered(p->e, --p->e->n_gathered));
 }
 
-/* append the room of a chain for one message; false: it would be too many pieces for one call */
-static bool gather(struct vse_engine *e, const struct vs_chain *c, size_t limit, size_t *total, int *cnt)
+/* the room of a chain for one message of the flow's, from iov on: so many bytes in *n pieces */
+static size_t room_in(struct vse_engine *e, const struct vs_chain *c, size_t limit, struct iovec *iov, int *n)
 {
-	size_t len;
-	int n;
+	size_t len = vse_payload_iov(c, true, e->dialect->hdr_len, MIN(limit, e->max_payload), iov, n);
 
-	if (*cnt && *cnt + c->n_in > VSE_IOV_CALL)
-		return false;
-	len = vse_payload_iov(c, true, e->dialect->hdr_len, limit < e->max_payload ? limit : e->max_payload, e->iov + *cnt, &n);
-	for (; n > VSE_IOV_CALL; n--)
-		len -= e->iov[*cnt + n - 1].iov_len;
-	e->rx_len[e->n_gathered++] = (uint32_t)len;
-	*total += len;
-	*cnt += n;
-	return true;
+	for (; *n > VSE_IOV_CALL; --*n)
+		len -= iov[*n - 1].iov_len;
+	return len;
 }
 
 /*
@@ -122,13 +115,13 @@ size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt)
 {
 	struct vse_engine *e = p->e;
 	struct vs_chain *c = vse_rx_get(p);
-	size_t total = 0;
-	int rc;
+	size_t total, len;
+	int n, rc;
 
-	e->n_gathered = *cnt = 0;
 	if (!c)
 		return 0;
-	gather(e, c, limit, &total, cnt);
+	total = e->rx_len[0] = (uint32_t)room_in(e, c, limit, e->iov, cnt);
+	e->n_gathered = 1;
 	while (total < want && total < limit && e->n_gathered < VSE_BATCH) {
 		c = gathered(e, e->n_gathered);
 		rc = vs_vq_pop(p->rx.vq, c);
@@ -139,10 +132,14 @@ size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt)
 			ungather(p, 0);		/* nothing may be read into what will not be published */
 			return 0;
 		}
-		if (c->n_out || c->in_len < e->dialect->rx_min || !gather(e, c, limit - total, &total, cnt)) {
+		if (c->n_out || c->in_len < e->dialect->rx_min || *cnt + c->n_in > VSE_IOV_CALL) {
 			vs_vq_unpop(p->rx.vq, c);
 			break;
 		}
+		len = room_in(e, c, limit - total, e->iov + *cnt, &n);
+		e->rx_len[e->n_gathered++] = (uint32_t)len;
+		total += len;
+		*cnt += n;
 	}
 	return total;
 }
@@ -151,11 +148,11 @@ void vse_rx_gathered(struct vse_flow *f, size_t len)
 {
 	struct vse_engine *e = f->pair->e;
 	union vse_hdr h;
+	uint32_t part;
 	int i;
 
-	for (i = 0; i < e->n_gathered && len; i++) {
-		uint32_t part = (uint32_t)MIN(len, e->rx_len[i]);
-
+	for (i = 0; len; i++) {
+		part = (uint32_t)MIN(len, e->rx_len[i]);
 		e->dialect->data(f, &h, part, false);
 		vse_rx_put(f->pair, gathered(e, i), &h, part);
 		len -= part;

@@ -311,7 +311,7 @@ ssize_t vse_stream_drop(struct vse_flow *f)
 	return n < 0 ? -errno : n;
 }
 
-/* one read, into as many chains as the last one gives reason for; `*full`: it took all the room. Bytes, -errno, or -ENOSPC: no chain */
+/* one read, into as many chains as the last one gives reason for; `*full`: it took all the room. Bytes, -errno, -ENOSPC: no chain */
 static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
 {
 	struct vse_engine *e = f->pair->e;
@@ -331,7 +331,7 @@ static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
 		return n;
 	}
 	*full = (size_t)n == total;
-	f->burst = (uint32_t)MIN(*full ? 2 * total : (size_t)n, VSE_TURN_BYTES);
+	f->burst = (uint32_t)MIN(*full ? 2 * n : n, VSE_TURN_BYTES);
 	vse_rx_gathered(f, (size_t)n);
 	f->told = f->fwd_cnt;
 	f->tx_cnt += (uint32_t)n;
