@@ -311,7 +311,7 @@ ssize_t vse_stream_drop(struct vse_flow *f)
 	return n < 0 ? -errno : n;
 }
 
-/* one read, into as many chains as the last one gives reason for; `*full`: it took all the room. Bytes, -errno, -ENOSPC: no chain */
+/* one read into as many chains as the last one gives reason for, `*full` when it filled them; bytes, or -errno, or -ENOSPC: no chain */
 static ssize_t host_read(struct vse_flow *f, uint32_t limit, bool *full)
 {
 	struct vse_engine *e = f->pair->e;
