@@ -309,6 +309,7 @@ int main(void)
 		for (uint32_t k = 0; k < WARM; k++)
 			row->step();
 		g.counting = true;
+		VALGRIND_PRINTF("gate: row %s\n", row->name);
 		CALLGRIND_ZERO_STATS;
 		for (uint32_t k = 0; k < row->steps; k++)
 			row->step();

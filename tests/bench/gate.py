@@ -2,7 +2,7 @@
 """What a fixed workload costs the engine, against a baseline that the repository keeps: ``tests/bench/run gate``.
 
 Time tells nothing on a machine that does other work; counts do. gate.c drives ``csrc/engine`` and ``csrc/core`` by hand on one
-thread, and callgrind counts the instructions and system calls of the engine's part alone, so that two runs agree to the last,
+thread, and Valgrind counts the instructions and system calls of the engine's part alone, so that two runs agree to the last,
 whatever else the machine does. gate.json is the baseline: what each row cost for a unit of work, and by how much of that it may
 grow. How many instructions there are is the compiler's choice, too: where it, the C library or the machine's architecture is
 another one than the baseline's, only system calls are judged.
@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,10 +32,10 @@ BASELINE = HERE / "gate.json"
 # those of the package (vhostsock/_build_core.py), and no call of memcpy() in the program's own memcpy()
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers",
          "-Wno-maybe-uninitialized", "-fno-tree-loop-distribute-patterns", "-pthread"]  # fmt: skip
-KINDS = {"instructions": "Ir", "system calls": "sysCount"}  # -> callgrind's name
+KINDS = ("instructions", "system calls")
 
 Costs = dict[str, dict[str, Any]]
-"""row -> {"unit": what, "instructions": for each, "system calls": for each}"""
+"""row -> {"unit": what, "instructions": for each, "system calls": for each, "of these": name of a system call -> for each}"""
 
 
 class Verdict(NamedTuple):
@@ -85,28 +86,54 @@ def built(csrc: Path, work: Path) -> Path:
     return program
 
 
+def _calls(log: str) -> dict[str, Counter[str]]:
+    """row -> the system calls that Valgrind saw between its marks."""
+    found: dict[str, Counter[str]] = {}
+    row, inside = Counter[str](), False
+    for line in log.splitlines():
+        # one that may block has two lines, of which the second names none
+        if call := re.match(r"SYSCALL\[\d+,\d+\]\( *\d+\) sys_(\w+)", line):
+            row[call[1]] += inside
+        elif mark := re.match(r"\*\*\d+\*\* gate: (row (.*)|begin|end)$", line):
+            inside = mark[1] == "begin"
+            if mark[2]:
+                row = found.setdefault(mark[2], Counter())
+    return found
+
+
 def measured(csrc: Path, work: Path) -> Costs:
     """Every row's costs. callgrind's profile of the row NUMBER (from 1) is left in ``work``/callgrind.NUMBER."""
     program = built(csrc, work)
-    for old in work.glob("callgrind.*"):
+    for old in work.glob("callgrind*"):
         old.unlink()
-    command = ["valgrind", "-q", "--tool=callgrind", "--collect-atstart=no", "--collect-systime=yes",
-               f"--callgrind-out-file={work / 'callgrind'}", str(program)]  # fmt: skip
+    log = work / "log"
+    command = ["valgrind", "--tool=callgrind", "--collect-atstart=no", f"--callgrind-out-file={work / 'callgrind'}",
+               "--trace-syscalls=yes", f"--log-file={log}", str(program)]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    calls = _calls(log.read_text())
     found: Costs = {}
     for number, line in enumerate(done.stdout.splitlines(), 1):
-        name, units, unit = re.fullmatch(r"(.*): ([\d.]+) (\w+)", line).groups()  # type: ignore[union-attr]
+        name, amount, unit = re.fullmatch(r"(.*): ([\d.]+) (\w+)", line).groups()  # type: ignore[union-attr]
+        units = float(amount)
         text = (work / f"callgrind.{number}").read_text()
         fields = dict(re.findall(r"^(desc: Trigger|events|summary): (.*)$", text, re.MULTILINE))
-        if fields["desc: Trigger"] != f"Client Request: {name}":
-            raise RuntimeError(f"the profile number {number} is that of {fields['desc: Trigger']!r}, not of {name!r}")
-        # zeros at the end are left out
-        counts = dict(zip(fields["events"].split(), map(int, fields["summary"].split()), strict=False))
-        found[name] = {"unit": unit} | {kind: round(counts.get(event, 0) / float(units), 2) for kind, event in KINDS.items()}
+        if fields["desc: Trigger"] != f"Client Request: {name}" or fields["events"] != "Ir" or not calls[name].total():
+            raise RuntimeError(f"this Valgrind counts otherwise: {fields} for {name!r}, {calls[name].total()} system calls")
+        found[name] = {
+            "unit": unit,
+            "instructions": round(int(fields["summary"]) / units, 2),
+            "system calls": round(calls[name].total() / units, 2),
+            "of these": {call: round(count / units, 2) for call, count in sorted(calls[name].items()) if count},
+        }
     return found
 
 
 # ---- judging
+
+
+def _more_of(before: dict[str, Any], cost: dict[str, Any]) -> str:
+    more = {call: count - before["of these"].get(call, 0) for call, count in cost["of these"].items()}
+    return "".join(f", {call} {count:+.2f}" for call, count in more.items() if count > 0)
 
 
 def judged(baseline: dict[str, Any], made: str, costs: Costs) -> Verdict:
@@ -128,7 +155,8 @@ def judged(baseline: dict[str, Any], made: str, costs: Costs) -> Verdict:
             change = (now / was - 1) * 100
             text = f"{name}: {kind} for a {cost['unit']}: was {was:.2f}, is {now:.2f}, {change:+.1f} %"
             if change > more:
-                verdict.failures.append(f"{text}; it may be +{more} %")
+                names = _more_of(before, cost) if kind == "system calls" else ""
+                verdict.failures.append(f"{text}; it may be +{more} %{names}")
             elif change < -more:
                 verdict.notes.append(f"{text}: renew the baseline, so that it stays so")
     return verdict
@@ -169,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.profile not in costs:
                 parser.error(f"no such row; there are {', '.join(map(repr, costs))}")
             profile = work / f"callgrind.{list(costs).index(options.profile) + 1}"
-            subprocess.run(["callgrind_annotate", "--auto=no", "--show=Ir,sysCount", str(profile)], check=True)
+            subprocess.run(["callgrind_annotate", "--auto=no", "--threshold=100", str(profile)], check=True)
             return
     print("\n".join(table(costs)))
     baseline = json.loads(BASELINE.read_text())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.gate import BASELINE, judged, renewed, table
+from tests.bench.gate import BASELINE, Costs, judged, renewed, table
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = json.loads(BASELINE.read_text())
@@ -19,8 +19,8 @@ MADE = STORED["made by"]
 ROW = "in, bulk"
 
 
-def worse(kind: str, percent: float) -> dict[str, dict[str, float]]:
-    rows: dict[str, dict[str, float]] = copy.deepcopy(STORED["rows"])
+def worse(kind: str, percent: float) -> Costs:
+    rows: Costs = copy.deepcopy(STORED["rows"])
     rows[ROW][kind] *= 1 + percent / 100
     return rows
 
@@ -85,4 +85,5 @@ def test_the_engine_costs_no_more_than_the_baseline_and_one_that_does_is_found(t
     done = gate("--csrc", str(tmp_path / "csrc"))
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"{ROW}: system calls for a MiB: was" in done.stdout
+    assert ", recvfrom +" in done.stdout
     assert "tests/bench/run gate --renew" in done.stdout
