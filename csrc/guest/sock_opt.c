@@ -6,7 +6,8 @@
  * as well (VSO_OPT_HOST): with CONNECT and BIND what was set before, with SETSOCKOPT what is set later; set while connecting, they
  * are kept and sent when connected. An option that is in no row below would succeed on the carrier and do nothing, so it is
  * ENOPROTOOPT. Multicast groups of a published server are asked about (VSO_GROUP). SOL_SOCKET is the carrier's alone before 6.8, where the
- * core does not show it to us (vso_custom_sockopt); streams see what has changed there at their next call (vso_opts_sync).
+ * core does not show it to us (vso_custom_sockopt); what has changed there is seen at a stream's next call, a datagram socket's next send
+ * (vso_opts_sync).
  */
 #include <linux/in.h>
 #include <linux/in6.h>

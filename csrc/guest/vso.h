@@ -547,7 +547,7 @@ void vso_show_fdinfo(struct seq_file *m, struct socket *sock);
 #define vso_race()		do { } while (0)
 #endif
 
-/* Before Linux 6.8 the kernel keeps SOL_SOCKET options from us: streams look, with each call, whether one has changed */
+/* Before Linux 6.8 the kernel keeps SOL_SOCKET options from us: streams look, with each call, and datagram sockets with each send, whether one has changed */
 static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk)
 {
 	if (unlikely(vs->told_keepalive != sock_flag(sk, SOCK_KEEPOPEN) || vs->told_sndbuf != READ_ONCE(sk->sk_sndbuf) ||

@@ -20,6 +20,7 @@ Datagram: each datagram is sent back to where it came from, but for these:
     big N           N bytes
     flood N SIZE    N datagrams of SIZE bytes
     how             "<ttl> <tos>" that it came with
+    priority        SO_PRIORITY of the client's socket
     set TTL TOS     sent back with these
     split N SIZE    N * SIZE bytes in datagrams of SIZE, by one call (UDP_SEGMENT)
 """
@@ -69,13 +70,14 @@ def _keeps_alive(sock: socket.socket) -> bool:
     return False
 
 
-def _priority(sock: socket.socket) -> int:
-    """SO_PRIORITY of the other end of this connection, on this system (sock_diag(7), linux/inet_diag.h)."""
-    local, remote = sock.getpeername(), sock.getsockname()
-    hosts = [socket.inet_pton(sock.family, name[0]).ljust(16, b"\0") for name in (local, remote)]
+def _priority(family: int, protocol: int, local: Any, remote: Any) -> int:
+    """SO_PRIORITY of a socket of this system with these names (sock_diag(7), linux/inet_diag.h)."""
+    if protocol == socket.IPPROTO_UDP:  # swapped for historical reasons, says the kernel
+        local, remote = remote, local
+    hosts = [socket.inet_pton(family, name[0]).ljust(16, b"\0") for name in (local, remote)]
     names = struct.pack("!HH", local[1], remote[1]) + b"".join(hosts) + struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
     # INET_DIAG_CLASS_ID, which is the priority unless a cgroup of version 1 gave it a class, comes with INET_DIAG_TCLASS
-    request = struct.pack("=BBBBI", sock.family, socket.IPPROTO_TCP, 1 << 5, 0, 0xFFFFFFFF) + names
+    request = struct.pack("=BBBBI", family, protocol, 1 << 5, 0, 0xFFFFFFFF) + names
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as netlink:
         netlink.send(struct.pack("=IHHII", 16 + len(request), 20, 1, 1, 0) + request)
         answer = netlink.recv(4096)
@@ -185,7 +187,9 @@ class _Peer:
                     await asyncio.sleep(0.01)
                 writer.write(b"ok\n")
             case [b"priority", n]:
-                while _priority(writer.get_extra_info("socket")) != int(n):  # noqa: ASYNC110
+                sock = writer.get_extra_info("socket")
+                names = sock.getpeername(), sock.getsockname()
+                while _priority(sock.family, socket.IPPROTO_TCP, *names) != int(n):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
                 writer.write(b"ok\n")
             case [b"mark"]:
@@ -273,6 +277,8 @@ def _datagram(sock: socket.socket) -> None:
         case [b"how"]:
             told = {kind: int.from_bytes(value, sys.byteorder) for _, kind, value in control}
             data = b"%d %d" % (told[ttl], told[tos])
+        case [b"priority"]:
+            data = b"%d" % _priority(sock.family, socket.IPPROTO_UDP, addr, sock.getsockname())
         case [b"set", number, kind]:
             how = [(level, ttl, struct.pack("i", int(number))), (level, tos, struct.pack("i", int(kind)))]
         case [b"split", count, size]:

@@ -280,6 +280,20 @@ static void shutdown_wakes_a_reader_though_it_is_not_connected(void)
 	SAME(got, 0);
 }
 
+static void a_priority_is_the_sockets_before_and_after_connecting(void)
+{
+	int fd = socket(peer.ss.ss_family, SOCK_DGRAM, 0);
+	char answer = 0;
+
+	for (int priority = 3; priority < 6; priority++) {
+		MUST(setsockopt(fd, SOL_SOCKET, SO_PRIORITY, &priority, sizeof(priority)) == 0);
+		MUST(priority > 3 || connect(fd, (void *)&peer.ss, peer.len) == 0);
+		SAME(send(fd, "priority", 8, 0), 8);
+		SAME(recv(fd, &answer, 1, 0), 1);
+		SAME(answer - '0', priority);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	if (argc != 5) {
@@ -304,5 +318,6 @@ int main(int argc, char **argv)
 	C(overflow_drops_and_blocks_nobody);
 	C(a_reader_that_waits_before_the_first_sendto_is_answered);
 	C(shutdown_wakes_a_reader_though_it_is_not_connected);
+	C(a_priority_is_the_sockets_before_and_after_connecting);
 	return finish_checks();
 }
