@@ -331,6 +331,8 @@ static int check_config(const struct vse_config *c, struct vs_err *err)
 		return fail(err, EINVAL, "max_flows must be 1..1048576");
 	if (c->buf_alloc < 1 || c->buf_alloc > 1u << 30)
 		return fail(err, EINVAL, "buf_alloc must be 1..2^30 bytes");
+	if (!vse_routes_valid(c))
+		return fail(err, EINVAL, "more than 1024 routes, or a target that is no address");
 	if (c->nr_hints > VSO_HINTS_MAX)
 		return fail(err, EINVAL, "a driver takes at most 50 hints");
 	if (c->hairpin[VSO_NETNS_MAX])
@@ -355,6 +357,7 @@ struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err)
 	if (!e)
 		goto nomem;
 	e->config = *config;
+	e->config.routes = NULL;
 	e->dialect = config->dialect == VSE_VSOCK ? &vse_vsock : &vse_vso;
 	e->ep = e->wake_fd = e->event_fd = -1;
 	e->max_payload = VSO_PAYLOAD_MAX;	/* vsock has no limit of its own: this bounds what one read may take */
@@ -382,6 +385,8 @@ struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err)
 	for (i = 0; i < VSE_BATCH; i++)
 		if (!(e->batch[i] = vs_chain_new()))
 			goto nomem;
+	if (!vse_routes_copy(e, config))
+		goto nomem;
 	/* the lowest slot is taken first */
 	for (i = config->max_flows; i > 0; i--)
 		e->free_slots[e->nfree++] = i - 1;
@@ -467,6 +472,7 @@ void vse_free(struct vse_engine *e)
 		vs_chain_free(e->rx_chain);
 	for (uint32_t i = 0; e->pairs && i < e->config.pairs; i++)
 		free(e->pairs[i].ctl);
+	free((void *)e->config.routes);
 	free(e->pairs);
 	free(e->hash);
 	free(e->slots);

@@ -29,6 +29,7 @@
 /* cdef begin */
 
 enum { VSE_IPX_PEERS = 64 };	/* peers of an IPX node */
+enum { VSE_ROUTES_MAX = 1024 };
 enum { VSE_PAYLOAD_MAX = 1856 };	/* fits struct vso_open with both URIs, VSO_OPTS_MAX bytes of options and a namespace's name */
 
 enum vse_event_type {
@@ -46,6 +47,7 @@ enum vse_event_type {
 	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text, also in vs_vq_error() */
 	VSE_EV_BROKEN = 8,
 	VSE_EV_TAKEN = 9,	/* the driver took the connection of vse_call(); else ENDED with ECONNREFUSED comes */
+	VSE_EV_ROUTED = 11,	/* for the log: a route connected the flow. payload: its URI, error: vse_route.rule */
 	VSE_EV_GROUP = 10	/* answer with vse_group(). payload: the group's URI, error: VSO_GROUP_JOIN or _LEAVE */
 };
 
@@ -62,6 +64,19 @@ struct vse_event {
 
 enum vse_dialect_id { VSE_OFFLOAD = 0, VSE_VSOCK = 1 };
 
+/* what becomes of a stream's CONNECT without asking, see vs_route.c. The first that covers it decides */
+struct vse_route {
+	uint8_t first[16];	/* addresses, as in struct vso_hint */
+	uint8_t last[16];
+	uint16_t port_first;
+	uint16_t port_last;
+	uint8_t schemes;	/* VSO_HINT_TCP, VSO_HINT_TCP6 */
+	uint8_t dial;		/* connect; else ask Python */
+	uint16_t target_len;	/* 0: to what is asked for; else to this struct sockaddr_in or sockaddr_in6 */
+	uint8_t target[28];
+	uint32_t rule;		/* comes back with VSE_EV_ROUTED */
+};
+
 struct vse_config {
 	uint32_t pairs;		/* ring pairs, 1..128 */
 	uint32_t max_flows;	/* flows at once, listeners included; one more is refused with ENFILE */
@@ -71,6 +86,8 @@ struct vse_config {
 	uint32_t dialect;	/* enum vse_dialect_id */
 	uint64_t guest_cid;	/* vsock */
 	char hairpin[VSO_NETNS_MAX + 1];	/* the guest's network namespace whose loopback is offered, too; empty: none */
+	uint32_t nr_routes;
+	const struct vse_route *routes;	/* the caller's until vse_new() returns */
 	uint32_t nr_hints;	/* what the driver is told of native destinations, so that it need not ask (VSO_F_HINTS) */
 	struct vso_hint hints[VSO_HINTS_MAX];
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
@@ -123,6 +140,11 @@ int vse_bound(struct vse_engine *e, uint64_t handle, int fd, const char *local);
  * 0: answered, fd is the engine's. Else fd stays the caller's: -EINPROGRESS, or -errno, and the request waits for its answer.
  */
 int vse_connect(struct vse_engine *e, uint64_t handle, int fd, const void *addr, uint32_t addr_len);
+/*
+ * What a route that dials has begun for a CONNECT: *fd, now the caller's, is connecting, or -1: nothing was begun. -errno: it failed
+ * with this. Ask once.
+ */
+int vse_dialed(struct vse_engine *e, uint64_t handle, int *fd);
 int vse_refuse(struct vse_engine *e, uint64_t handle, uint32_t verdict, uint32_t error);
 /* sockaddr bytes for this destination URI on this flow, or another verdict than OFFLOAD, or an error, to drop what goes there. Cached,
  * the least used goes first. */

@@ -19,7 +19,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -63,7 +62,8 @@ struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint64_t
 	e->slots[slot] = f;
 	f->handle = ++e->serial << VSE_SLOT_BITS | slot;
 	f->id = id;
-	f->fd = -1;
+	f->fd = f->dialed = -1;
+	f->shared = true;
 	f->pair = p;
 	f->buf_alloc = e->config.buf_alloc;
 	f->hash_next = *bucket(e, id);
@@ -117,7 +117,7 @@ void vse_flow_drop_fd(struct vse_flow *f, bool abort)
 	if (f->fd < 0)
 		return;
 	/* by hand: the registration lives on while anybody has a duplicate of the descriptor */
-	if (f->polled)
+	if (f->polled && f->shared)
 		epoll_ctl(f->pair->e->ep, EPOLL_CTL_DEL, f->fd, NULL);
 	f->polled = false;
 	if (abort)
@@ -131,6 +131,9 @@ static void cancel(struct vse_flow *f)
 	if (f->pending)
 		vse_event(f->pair->e, VSE_EV_CANCEL, f, 0, 0, NULL, 0);
 	f->pending = 0;
+	if (f->dialed >= 0)
+		close(f->dialed);
+	f->dialed = -1;
 	free(f->opts);
 	f->opts = NULL;
 	f->opts_len = 0;
@@ -329,14 +332,12 @@ static int adopt(struct vse_flow *f, int fd, enum vse_state state)
 }
 
 /* the flow takes a connected fd, and the driver hears of it; an error leaves both as they were */
-static int connected(struct vse_flow *f, int fd, const char *local, const char *peer)
+int vse_flow_connected(struct vse_flow *f, int fd, const char *local, const char *peer)
 {
 	struct sockaddr_storage ss;
 	socklen_t len = sizeof(ss);
-	int rc = check_answer(f, VSE_EV_CONNECT, fd, local, peer);
+	int rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_STREAM);
 
-	if (!rc)
-		rc = adopt(f, fd, f->dgram ? ST_DGRAM : ST_STREAM);
 	if (rc)
 		return rc;
 	if (f->dgram) {
@@ -354,6 +355,13 @@ static int connected(struct vse_flow *f, int fd, const char *local, const char *
 	return 0;
 }
 
+static int connected(struct vse_flow *f, int fd, const char *local, const char *peer)
+{
+	int rc = check_answer(f, VSE_EV_CONNECT, fd, local, peer);
+
+	return rc ? rc : vse_flow_connected(f, fd, local, peer);
+}
+
 int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *local, const char *peer)
 {
 	int rc;
@@ -364,20 +372,6 @@ int vse_connected(struct vse_engine *e, uint64_t handle, int fd, const char *loc
 		close(fd);
 	vse_unlock(e);
 	return rc;
-}
-
-/* connect(), without waiting. 0, -EINPROGRESS or -errno */
-static int connect_now(int fd, const void *addr, uint32_t addr_len)
-{
-	struct pollfd ready = { .fd = fd, .events = POLLOUT };
-	socklen_t len = sizeof(int);
-	int error;
-
-	if (!connect(fd, addr, addr_len))
-		return 0;
-	if (errno != EINPROGRESS || poll(&ready, 1, 0) != 1)
-		return -errno;
-	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) ? -errno : -error;
 }
 
 int vse_connect(struct vse_engine *e, uint64_t handle, int fd, const void *addr, uint32_t addr_len)
@@ -391,7 +385,7 @@ int vse_connect(struct vse_engine *e, uint64_t handle, int fd, const void *addr,
 	vse_lock(e);
 	f = vse_flow_of(e, handle);
 	if (f && f->pending == VSE_EV_CONNECT)
-		rc = connect_now(fd, addr, addr_len);
+		rc = vse_connect_now(fd, addr, addr_len);
 	if (!rc) {
 		const char *scheme = f->dgram ? "udp" : "tcp";
 
@@ -463,6 +457,8 @@ int vse_dup(struct vse_engine *e, uint64_t handle)
 		fd = -EBADF;
 	else if (f && (fd = fcntl(f->fd, F_DUPFD_CLOEXEC, 0)) < 0)
 		fd = -errno;
+	else if (f)
+		f->shared = true;
 	vse_unlock(e);
 	return fd;
 }

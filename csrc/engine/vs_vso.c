@@ -259,7 +259,8 @@ static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs
 		if (f->opts)
 			memcpy(f->opts, payload + opts_off, o.opts_len);
 	}
-	vse_event(e, connect ? VSE_EV_CONNECT : VSE_EV_BIND, f, 0, 0, payload, h->len);
+	if (!connect || !vse_routed(f, &o, payload))
+		vse_event(e, connect ? VSE_EV_CONNECT : VSE_EV_BIND, f, 0, 0, payload, h->len);
 }
 
 static void on_close(struct vse_pair *p, const struct vso_hdr *h, const struct vs_chain *c)

@@ -108,6 +108,8 @@ struct vse_flow {
 	uint32_t cookie;
 	uint8_t *opts;
 	uint32_t opts_len;
+	int dialed;			/* of a route that dials: connecting, or -1. Python takes it */
+	int dial_error;			/* or how that failed, -errno */
 	char *local, *peer;		/* URIs as the guest knows them; kept for BOUND, LISTEN and DGRAM */
 
 	bool dgram;			/* by the URI's scheme */
@@ -124,6 +126,7 @@ struct vse_flow {
 	bool queued;			/* on pair->runq */
 	bool stalled;			/* on engine->stalled */
 	bool polled;			/* fd is in epoll */
+	bool shared;			/* somebody else may have a duplicate of fd */
 	bool readable, writable;	/* edge-triggered readiness, cleared by EAGAIN */
 	bool pri_seen;			/* EPOLLPRI was, see vs_urgent.c */
 	enum { PRI_NONE, PRI_TOLD, PRI_PASSING } pri;
@@ -348,6 +351,12 @@ void vse_listen(struct vse_flow *f, const struct vso_hdr *h);
 enum vse_turn vse_listen_turn(struct vse_flow *f);
 void vse_listen_retry(struct vse_engine *e, uint64_t now);
 void vse_listen_unstall(struct vse_flow *f);
+int vse_flow_connected(struct vse_flow *f, int fd, const char *local, const char *peer);	/* the answer to its CONNECT: takes fd, or -errno */
+bool vse_routes_valid(const struct vse_config *c);
+bool vse_routes_copy(struct vse_engine *e, const struct vse_config *c);	/* false: no memory */
+/* did a route connect what this CONNECT asks for? Then the driver has heard of it; else Python is to be asked */
+bool vse_routed(struct vse_flow *f, const struct vso_open *o, const uint8_t *payload);
+int vse_connect_now(int fd, const void *addr, uint32_t addr_len);
 void vse_uri_format(char *buf, const char *scheme, const struct sockaddr_storage *ss);	/* buf: VSO_URI_MAX + 1; "" if no IP */
 
 /* vs_dgram.c */

@@ -109,6 +109,7 @@ def test_a_guest_that_boots_again_starts_from_nothing(make_guest: MakeGuest, lis
             read_all(server)
         assert again.connect(uri).id == 1
         accept(listener).close()
+        guest.in_loop(guest.device._settle)
         assert len(guest.device._flows) == 1
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from vhostsock._core import ffi, lib
 from vhostsock.errors import PolicyError
-from vhostsock.offload.hints import SCHEMES, Hint, hints_of, pack_hints
+from vhostsock.offload.covers import ALL, SCHEMES, Cover
+from vhostsock.offload.hints import Hint, hints_of, pack_hints
 from vhostsock.offload.policy import INITIAL, Guest, Policy
 from vhostsock.offload.policy_file import parse_policy
 from vhostsock.offload.uri import InetURI
 
-ALL = Hint(15, range(1 << 128), range(65536), native=True)
+REST = Hint(ALL, native=True)
 
 
 def of(text: str, device: str = "vm1") -> tuple[Hint, ...]:
@@ -27,29 +28,34 @@ def rule(match: str, action: str = "native") -> str:
     return f"[[rule]]\nmatch = {{ {match} }}\naction = \"{action}\"\n"
 
 
+def number_of(asked: InetURI) -> int:
+    """Its address as covers count."""
+    return int(asked.plain) + (0xFFFF << 32 if asked.plain.version == 4 else 0)
+
+
 def verdict(hints: tuple[Hint, ...], asked: InetURI) -> str:
     """As the driver does it (csrc/guest/hints.c)."""
-    number = int(asked.plain) + (0xFFFF << 32 if asked.plain.version == 4 else 0)
     for hint in hints:
-        if hint.schemes & SCHEMES[asked.scheme] and number in hint.addresses and asked.port in hint.ports:
+        cover = hint.cover
+        if cover.schemes & SCHEMES[asked.scheme] and number_of(asked) in cover.addresses and asked.port in cover.ports:
             return "native" if hint.native else "ask"
     return "ask"
 
 
 def test_the_closed_policy_is_one_hint() -> None:
-    assert hints_of(Policy(), "vm1") == (ALL,)
+    assert hints_of(Policy(), "vm1") == (REST,)
 
 
 def test_what_is_offloaded_before_is_asked_about() -> None:
     [first, rest] = of(rule('scheme = "tcp", address = "10.0.0.5", port = 5432', "offload"))
     address = 0xFFFF0A000005
-    assert first == Hint(lib.VSO_HINT_TCP, range(address, address + 1), range(5432, 5433), native=False)
-    assert rest == ALL
+    assert first == Hint(Cover(lib.VSO_HINT_TCP, range(address, address + 1), range(5432, 5433)), native=False)
+    assert rest == REST
 
 
 def test_a_default_that_denies_is_asked_about() -> None:
     assert of('default = "deny"\n' + rule('address = "10.0.0.0/8"') + rule('port = 80', "offload")) == (
-        Hint(5, range(0xFFFF0A000000, 0xFFFF0B000000), range(65536), native=True),
+        Hint(Cover(5, range(0xFFFF0A000000, 0xFFFF0B000000), range(65536)), native=True),
     )
 
 
@@ -75,7 +81,7 @@ def test_a_table_that_is_too_long_is_cut_and_the_rest_is_asked_about() -> None:
 
 
 def test_the_wire_has_the_bounds_themselves() -> None:
-    hint = Hint(5, range(0xFFFF0A000000, 0xFFFF0B000000), range(80, 90), native=True)
+    hint = Hint(Cover(5, range(0xFFFF0A000000, 0xFFFF0B000000), range(80, 90)), native=True)
     packed = ffi.from_buffer("struct vso_hint *", pack_hints([hint]))
     assert bytes(packed.first) == IPv6Address("::ffff:10.0.0.0").packed
     assert bytes(packed.last) == IPv6Address("::ffff:10.255.255.255").packed

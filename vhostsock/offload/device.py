@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 from .._core import lib
-from ..errors import PolicyError, RequestError, UsageError
+from ..errors import RequestError, UsageError
 from . import abi, groups
 from . import uri as uris
 from .engine import Engine, Event
@@ -30,12 +30,14 @@ from .engine_device import EngineDevice
 from .errnos import errno_name, guest_errno
 from .flows import Flow, ended_text
 from .hairpin import HostNamespace, finish
-from .handlers import Connection, DirectHandler, Handler, InProcessHandler, Request, StreamFunction, UnixHandler
+from .handlers import Connection, Handler, Request, StreamFunction
 from .handlers.direct import open_datagram
 from .handlers.listen import Listeners
+from .handlers.named import named_handlers
 from .hints import hints_of, pack_hints
 from .ipx import IpxNode
 from .policy import INITIAL, Decision, Guest, Policy
+from .routes import pack_routes, routes_of
 from .uri import URI, InetURI, IpxURI, URIError
 
 __all__ = ["OffloadDevice"]
@@ -70,7 +72,7 @@ class OffloadDevice(EngineDevice):
             raise UsageError(f"{pairs} ring pairs; there can be 1 to 64")
         self.policy = policy or Policy()
         self.num_queues = 2 * pairs
-        self._handlers = _handlers(self.policy, handlers or {})
+        self._handlers = named_handlers(self.policy, handlers or {})
         limits: dict[str, Any] = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
         self._max_pending = max_pending
         self._max_tasks = max_pending + max_flows  # functions that serve connections may outlive them, but not without end
@@ -83,6 +85,7 @@ class OffloadDevice(EngineDevice):
             HostNamespace().close()  # complains now
         if hints := hints_of(self.policy, name):
             limits["hints"] = pack_hints(hints)
+        limits["routes"] = pack_routes(routes_of(self.policy, name))
         self._namespace: HostNamespace | None = None  # of a session, if the policy has hairpin
         table = self.policy.ipx_of(name)
         self._ipx = IpxNode(table) if table else None
@@ -153,9 +156,11 @@ class OffloadDevice(EngineDevice):
             self._refuse(flow, _REFUSALS[decision.action], decision.errno, text, level)
             return
         assert decision.target is not None
-        bound = partial(self._engine.duplicate, flow.handle) if self._engine and flow.open else None
+        assert self._engine is not None
+        bound = partial(self._engine.duplicate, flow.handle) if flow.open else None
         request = Request(flow.uri, decision.target, flow.guest, local, wanted.opts, flow.id, wanted.pid, wanted.comm,
-                          partial(self._reset_flow, flow), self._settle, bound=bound)  # fmt: skip
+                          partial(self._reset_flow, flow), self._settle, bound=bound,
+                          dialed=partial(self._engine.dialed, flow.handle))  # fmt: skip
         if wanted.flags & lib.VSO_OPEN_ADDR_ONLY:
             self._open_datagram(flow, decision, request)
         elif (making := len(self._connecting)) >= self._max_pending or making + len(self._serving) >= self._max_tasks:
@@ -165,6 +170,14 @@ class OffloadDevice(EngineDevice):
             self._connect_hairpin(flow, decision, request)
         else:
             self._start(flow, decision, self._handlers[decision.handler].connect(request))
+
+    def _routed(self, event: Event) -> None:
+        """The engine has connected what a rule connects directly (routes.py)."""
+        asked = uris.parse_inet(event.payload.decode("ascii"))
+        rule = self.policy.rules[event.error]
+        flow = Flow(event.handle, event.flow, asked, Guest(self.name), time.monotonic(), open=True)
+        self._flows[event.handle] = flow
+        self._say(flow, f"offload direct -> {rule.rewrite.text if rule.rewrite else asked} ({rule})")
 
     def _start(self, flow: Flow, decision: Decision, connecting: Coroutine[Any, Any, Connection]) -> None:
         flow.task = asyncio.get_running_loop().create_task(self._make(flow, decision, connecting))
@@ -472,19 +485,6 @@ _ANSWERS: Final[Mapping[str, Callable[[OffloadDevice, Event], None]]] = {
     "CANCEL": OffloadDevice._cancel,
     "ACCEPTED": OffloadDevice._accepted,
     "ENDED": OffloadDevice._ended,
+    "ROUTED": OffloadDevice._routed,
     "BROKEN": OffloadDevice._broken,
 }
-
-
-def _handlers(policy: Policy, named: Mapping[str, Handler | StreamFunction]) -> dict[str, Handler]:
-    """Built-in and given handlers by name; PolicyError when the policy names another one."""
-    handlers: dict[str, Handler] = {"direct": DirectHandler(), "unix": UnixHandler()}
-    for name, handler in named.items():
-        if name in handlers:
-            raise UsageError(f"handler {name!r} is built in; choose another name")
-        handlers[name] = handler if hasattr(handler, "connect") else InProcessHandler(handler)
-    for name, rule in policy.handlers().items():
-        if name not in handlers:
-            known = ", ".join(map(repr, handlers))
-            raise PolicyError(f"{rule.where}: rule {rule.number}, key 'handler': no handler {name!r} here; there are {known}")
-    return handlers

@@ -62,13 +62,15 @@ class Engine:
     """One engine and its thread. UsageError: a limit is out of range. OSError: the host has no resources for it."""
 
     def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int, guest_cid: int | None = None,
-                 hairpin: str = "", hints: bytes = b"") -> None:
+                 hairpin: str = "", hints: bytes = b"", routes: Any = ()) -> None:
         """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol. ``hairpin``: the guest's network
-        namespace whose loopback is the device's, too. ``hints``: the payload of VSO_HINTS, see hints.py."""
+        namespace whose loopback is the device's, too. ``hints``: the payload of VSO_HINTS, see hints.py. ``routes``: an
+        array of struct vse_route, see routes.py."""
         config = ffi.new("struct vse_config *", {
             "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": FEATURES,
             "dialect": lib.VSE_OFFLOAD if guest_cid is None else lib.VSE_VSOCK, "guest_cid": guest_cid or 0,
             "hairpin": hairpin.encode(), "nr_hints": len(hints) // ffi.sizeof("struct vso_hint"),
+            "nr_routes": len(routes), "routes": routes or ffi.NULL,
         })  # fmt: skip
         if config.nr_hints <= lib.VSO_HINTS_MAX:  # else vse_new complains
             ffi.memmove(config.hints, hints, len(hints))
@@ -125,6 +127,14 @@ class Engine:
         """Answer a CONNECT with a connected descriptor, which is the engine's from here on. OSError: the request failed
         with it (and was answered so)."""
         return self._answered(handle, lib.vse_connected(self._engine, handle, fd, local.encode(), peer.encode()))
+
+    def dialed(self, handle: int) -> socket.socket | None:
+        """What a route has begun for a CONNECT: a socket that is connecting; None: nothing. OSError: it failed so."""
+        fd = ffi.new("int *", -1)
+        code = lib.vse_dialed(self._engine, handle, fd)
+        if code not in (0, -errno.ESTALE):
+            raise OSError(-code, os.strerror(-code))
+        return socket.socket(fileno=fd[0]) if fd[0] >= 0 else None
 
     def connect(self, handle: int, sock: socket.socket, address: bytes) -> bool:
         """Answer a CONNECT by connecting ``sock`` to ``address``, a sockaddr, with its real names. False: that takes time;

@@ -48,6 +48,10 @@ def _nothing_to_settle() -> None:
     """Nor one that ended."""
 
 
+def _nothing_dialed() -> None:
+    """Nor an engine that began to connect."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One connection that a guest wants. ``uri`` is what it asked for, ``target`` what policy made of it.
@@ -56,7 +60,8 @@ class Request:
     ``reset(errno)`` ends the connection with a reset, at any time after ``connect`` returned. ``settle()`` makes the device
     take what the engine has told by now: who sees the descriptor's other end closed knows then how the flow ended. ``kind`` is
     the type of the socket that is wanted for a stream: SOCK_STREAM, or SOCK_SEQPACKET (from a vsock device only). ``bound``
-    duplicates the host's socket that the guest's has been bound or connected with, if it was.
+    duplicates the host's socket that the guest's has been bound or connected with, if it was. ``dialed()`` is for the direct
+    handler: the socket that the engine has begun to connect to ``target``, its options set, or None; OSError if that failed.
     """
 
     uri: InetURI | VsockURI
@@ -71,6 +76,7 @@ class Request:
     settle: Callable[[], Any] = _nothing_to_settle
     kind: socket.SocketKind = socket.SOCK_STREAM
     bound: Callable[[], socket.socket] | None = None
+    dialed: Callable[[], socket.socket | None] = _nothing_dialed
 
 
 class Connection:

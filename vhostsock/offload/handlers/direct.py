@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 
 from ..uri import InetURI
-from .base import Connection, Request, apply_options, connect, shown_local
+from .base import Connection, Request, apply_options, connect, connected, shown_local
 
 __all__ = ["DirectHandler", "open_datagram"]
 
@@ -40,10 +40,14 @@ class DirectHandler:
 
     async def connect(self, request: Request) -> Connection:
         target = _inet_target(request)
-        sock = _socket(target)
+        dialed = request.dialed()
+        sock = dialed or _socket(target)
         try:
-            apply_options(sock, request.opts)
-            await connect(sock, target.name())
+            if dialed:
+                await connected(sock)
+            else:
+                apply_options(sock, request.opts)
+                await connect(sock, target.name())
             if target.transport == "tcp" and sock.getsockname() == sock.getpeername():
                 # the kernel chose the very port that was asked for and the socket met itself (RFC 9293, 3.5); nobody listens
                 raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))

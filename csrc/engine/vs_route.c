@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_route - connections that need no word from Python.
+ *
+ * What a policy connects directly is known beforehand, so it is a table here (vhostsock/offload/routes.py makes it): of a new stream's
+ * CONNECT from the guest's initial namespace, the first route that covers scheme, address and port decides.
+ *
+ *	no route, or ASK ---------------------------------------> CONNECT to Python, as ever
+ *	DIAL: socket(), the request's options, connect()
+ *	     connected at once ------> CONNECT_REPLY, and ROUTED to Python, for the log
+ *	     under way, or failed ---> CONNECT to Python, which decides the same and takes what became of it: vse_dialed()
+ *
+ * So whatever takes time (the policy's timeout, a cancel), and whatever fails, has one place, which is Python. A request that says more
+ * than an address (bound before, another namespace) is asked about, and so is a URI that is not what we would write for its address.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "vse_priv.h"
+
+bool vse_routes_valid(const struct vse_config *c)
+{
+	if (c->nr_routes > VSE_ROUTES_MAX)
+		return false;
+	for (uint32_t i = 0; i < c->nr_routes; i++)
+		if (c->routes[i].target_len > sizeof(c->routes[i].target))
+			return false;
+	return true;
+}
+
+bool vse_routes_copy(struct vse_engine *e, const struct vse_config *c)
+{
+	size_t size = c->nr_routes * sizeof(*c->routes);
+	struct vse_route *routes = size ? malloc(size) : NULL;
+
+	if (routes)
+		memcpy(routes, c->routes, size);
+	e->config.routes = routes;
+	return routes || !size;
+}
+
+union address {
+	struct sockaddr sa;
+	struct sockaddr_in in;
+	struct sockaddr_in6 in6;
+	struct sockaddr_storage ss;
+};
+
+static socklen_t length(const union address *a)
+{
+	return a->sa.sa_family == AF_INET6 ? sizeof(a->in6) : sizeof(a->in);
+}
+
+/* false: no tcp URI, or another text than the one that its address has */
+static bool parse(const char *uri, union address *a)
+{
+	char text[INET6_ADDRSTRLEN], again[VSO_URI_MAX + 1];
+	bool six = !strncmp(uri, "tcp6://", 7);
+	const char *host = uri + (six ? 7 : 6), *end = strrchr(uri, six ? '/' : ':');
+	unsigned port;
+
+	memset(a, 0, sizeof(*a));
+	if ((!six && strncmp(uri, "tcp://", 6)) || end <= host || (size_t)(end - host) >= sizeof(text) || sscanf(end + 1, "%u", &port) != 1)
+		return false;
+	memcpy(text, host, (size_t)(end - host));
+	text[end - host] = '\0';
+	a->sa.sa_family = six ? AF_INET6 : AF_INET;
+	if (six)
+		a->in6.sin6_port = htons((uint16_t)port);
+	else
+		a->in.sin_port = htons((uint16_t)port);
+	if (inet_pton(a->sa.sa_family, text, six ? (void *)&a->in6.sin6_addr : &a->in.sin_addr) != 1)
+		return false;
+	vse_uri_format(again, "tcp", &a->ss);
+	return !strcmp(uri, again);
+}
+
+static const struct vse_route *find(const struct vse_engine *e, const union address *a)
+{
+	uint8_t scheme = a->sa.sa_family == AF_INET6 ? VSO_HINT_TCP6 : VSO_HINT_TCP, addr[16] = { [10] = 0xff, [11] = 0xff };
+	uint16_t port = ntohs(a->sa.sa_family == AF_INET6 ? a->in6.sin6_port : a->in.sin_port);
+
+	if (a->sa.sa_family == AF_INET6)
+		memcpy(addr, &a->in6.sin6_addr, sizeof(addr));
+	else
+		memcpy(addr + 12, &a->in.sin_addr, 4);
+	for (uint32_t i = 0; i < e->config.nr_routes; i++) {
+		const struct vse_route *r = &e->config.routes[i];
+
+		if (r->schemes & scheme && port >= r->port_first && port <= r->port_last && memcmp(addr, r->first, sizeof(addr)) >= 0 &&
+		    memcmp(addr, r->last, sizeof(addr)) <= 0)
+			return r;
+	}
+	return NULL;
+}
+
+/* connect() without waiting: 0, -EINPROGRESS or -errno. On loopback the first call begins it and the second finds it done */
+int vse_connect_now(int fd, const void *addr, uint32_t addr_len)
+{
+	if (!connect(fd, addr, addr_len))
+		return 0;
+	if (errno != EINPROGRESS)
+		return -errno;
+	if (!connect(fd, addr, addr_len))
+		return 0;
+	return errno == EALREADY ? -EINPROGRESS : -errno;
+}
+
+/* the socket's own address; -ECONNREFUSED when it met itself (RFC 9293, 3.5), since nobody listens */
+static int name(int fd, const union address *peer, char *local)
+{
+	union address own = { 0 };
+	socklen_t len = sizeof(own);
+
+	if (getsockname(fd, &own.sa, &len))
+		return -errno;
+	vse_uri_format(local, "tcp", &own.ss);
+	return len == length(peer) && !memcmp(&own, peer, len) ? -ECONNREFUSED : 0;
+}
+
+static int dial(struct vse_flow *f, const union address *to, int *fd, char *local)
+{
+	int rc;
+
+	*fd = socket(to->sa.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (*fd < 0)
+		return -errno;
+	if (f->opts_len)
+		vse_apply_opts(*fd, f->opts, f->opts_len);
+	rc = vse_connect_now(*fd, to, length(to));
+	if (!rc)
+		rc = name(*fd, to, local);
+	if (rc && rc != -EINPROGRESS) {
+		close(*fd);
+		*fd = -1;
+	}
+	return rc;
+}
+
+bool vse_routed(struct vse_flow *f, const struct vso_open *o, const uint8_t *payload)
+{
+	char uri[VSO_URI_MAX + 1], local[VSO_URI_MAX + 1];
+	const struct vse_route *r;
+	union address to;
+	int fd, rc;
+
+	if (!f->pair->e->config.nr_routes || f->state != ST_NEW || f->dgram || o->local_len || o->name_len || o->netns || o->flags)
+		return false;
+	memcpy(uri, payload + sizeof(*o), o->uri_len);
+	uri[o->uri_len] = '\0';
+	r = parse(uri, &to) ? find(f->pair->e, &to) : NULL;
+	if (!r || !r->dial)
+		return false;
+	if (r->target_len) {
+		memset(&to, 0, sizeof(to));
+		memcpy(&to, r->target, r->target_len);
+	}
+	rc = dial(f, &to, &fd, local);
+	if (!rc) {
+		f->opts_len = 0;	/* they are set */
+		f->shared = false;
+		rc = vse_flow_connected(f, fd, local, uri);
+		if (rc) {
+			close(fd);
+			fd = -1;
+		}
+	}
+	if (rc) {
+		f->dialed = fd;
+		f->dial_error = rc == -EINPROGRESS ? 0 : rc;
+		return false;
+	}
+	vse_event(f->pair->e, VSE_EV_ROUTED, f, 0, r->rule, uri, (uint32_t)strlen(uri));
+	return true;
+}
+
+int vse_dialed(struct vse_engine *e, uint64_t handle, int *fd)
+{
+	struct vse_flow *f;
+	int rc = -ESTALE;
+
+	vse_lock(e);
+	f = vse_flow_of(e, handle);
+	if (f) {
+		rc = f->dial_error;
+		*fd = f->dialed;
+		f->dialed = -1;
+		f->dial_error = 0;
+	}
+	vse_unlock(e);
+	return rc;
+}
