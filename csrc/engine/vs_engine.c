@@ -358,6 +358,7 @@ struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err)
 		goto nomem;
 	e->config = *config;
 	e->config.routes = NULL;
+	e->config.ports = NULL;
 	e->dialect = config->dialect == VSE_VSOCK ? &vse_vsock : &vse_vso;
 	e->ep = e->wake_fd = e->event_fd = -1;
 	e->max_payload = VSO_PAYLOAD_MAX;	/* vsock has no limit of its own: this bounds what one read may take */
@@ -472,7 +473,7 @@ void vse_free(struct vse_engine *e)
 		vs_chain_free(e->rx_chain);
 	for (uint32_t i = 0; e->pairs && i < e->config.pairs; i++)
 		free(e->pairs[i].ctl);
-	free((void *)e->config.routes);
+	vse_routes_free(e);
 	free(e->pairs);
 	free(e->hash);
 	free(e->slots);

@@ -47,7 +47,11 @@ enum vse_event_type {
 	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text, also in vs_vq_error() */
 	VSE_EV_BROKEN = 8,
 	VSE_EV_TAKEN = 9,	/* the driver took the connection of vse_call(); else ENDED with ECONNREFUSED comes */
-	VSE_EV_ROUTED = 11,	/* for the log: a route connected the flow. payload: its URI, error: vse_route.rule */
+	/*
+	 * for the log: a route connected the flow. payload: its URI, error: vse_route.rule; vsock: that of CONNECT. While Python is behind,
+	 * neither this nor ENDED comes for such a flow, and vse_unlogged() counts it.
+	 */
+	VSE_EV_ROUTED = 11,
 	VSE_EV_GROUP = 10	/* answer with vse_group(). payload: the group's URI, error: VSO_GROUP_JOIN or _LEAVE */
 };
 
@@ -77,6 +81,13 @@ struct vse_route {
 	uint32_t rule;		/* comes back with VSE_EV_ROUTED */
 };
 
+/* vsock: where a stream to this port of the host leads without asking */
+struct vse_port {
+	uint32_t port;
+	uint16_t target_len;	/* of a struct sockaddr_un, _in or _in6; 0: ask */
+	uint8_t target[110];
+};
+
 struct vse_config {
 	uint32_t pairs;		/* ring pairs, 1..128 */
 	uint32_t max_flows;	/* flows at once, listeners included; one more is refused with ENFILE */
@@ -88,6 +99,9 @@ struct vse_config {
 	char hairpin[VSO_NETNS_MAX + 1];	/* the guest's network namespace whose loopback is offered, too; empty: none */
 	uint32_t nr_routes;
 	const struct vse_route *routes;	/* the caller's until vse_new() returns */
+	uint32_t nr_ports;	/* vsock */
+	const struct vse_port *ports;	/* likewise */
+	char ports_path[97];	/* vsock: other ports lead to the Unix socket PATH_PORT; empty: ask */
 	uint32_t nr_hints;	/* what the driver is told of native destinations, so that it need not ask (VSO_F_HINTS) */
 	struct vso_hint hints[VSO_HINTS_MAX];
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
@@ -122,6 +136,7 @@ void vse_unlock(struct vse_engine *e);
 int vse_ring_attach(struct vse_engine *e, uint32_t ring, struct vs_vq *vq, int kick_fd, struct vs_err *err);
 void vse_ring_detach(struct vse_engine *e, uint32_t ring);
 
+uint64_t vse_unlogged(struct vse_engine *e);	/* lines that the log lacks, since the last call: see VSE_EV_ROUTED */
 int vse_event_fd(const struct vse_engine *e);	/* readable while events wait; an eventfd the engine owns */
 int vse_events(struct vse_engine *e, struct vse_event *out, int max);	/* takes up to max events, in order */
 

@@ -15,45 +15,64 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "vse_priv.h"
 
 bool vse_routes_valid(const struct vse_config *c)
 {
-	if (c->nr_routes > VSE_ROUTES_MAX)
+	if (c->nr_routes > VSE_ROUTES_MAX || c->nr_ports > VSE_ROUTES_MAX || c->ports_path[sizeof(c->ports_path) - 1])
 		return false;
+	for (uint32_t i = 0; i < c->nr_ports; i++)
+		if (c->ports[i].target_len > sizeof(c->ports[i].target))
+			return false;
 	for (uint32_t i = 0; i < c->nr_routes; i++)
 		if (c->routes[i].target_len > sizeof(c->routes[i].target))
 			return false;
 	return true;
 }
 
+static void *copy(const void *table, size_t size)
+{
+	void *own = size ? malloc(size) : NULL;
+
+	return own ? memcpy(own, table, size) : NULL;
+}
+
 bool vse_routes_copy(struct vse_engine *e, const struct vse_config *c)
 {
-	size_t size = c->nr_routes * sizeof(*c->routes);
-	struct vse_route *routes = size ? malloc(size) : NULL;
+	e->config.routes = copy(c->routes, c->nr_routes * sizeof(*c->routes));
+	e->config.ports = copy(c->ports, c->nr_ports * sizeof(*c->ports));
+	return !c->nr_routes == !e->config.routes && !c->nr_ports == !e->config.ports;
+}
 
-	if (routes)
-		memcpy(routes, c->routes, size);
-	e->config.routes = routes;
-	return routes || !size;
+void vse_routes_free(struct vse_engine *e)
+{
+	free((void *)e->config.routes);
+	free((void *)e->config.ports);
 }
 
 union address {
 	struct sockaddr sa;
 	struct sockaddr_in in;
 	struct sockaddr_in6 in6;
+	struct sockaddr_un un;
 	struct sockaddr_storage ss;
 };
 
 static socklen_t length(const union address *a)
 {
-	return a->sa.sa_family == AF_INET6 ? sizeof(a->in6) : sizeof(a->in);
+	switch (a->sa.sa_family) {
+	case AF_INET: return sizeof(a->in);
+	case AF_INET6: return sizeof(a->in6);
+	default: return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(a->un.sun_path) + 1);
+	}
 }
 
 /* false: no tcp URI, or another text than the one that its address has */
@@ -117,6 +136,9 @@ static int name(int fd, const union address *peer, char *local)
 	union address own = { 0 };
 	socklen_t len = sizeof(own);
 
+	local[0] = '\0';
+	if (peer->sa.sa_family == AF_UNIX)
+		return 0;
 	if (getsockname(fd, &own.sa, &len))
 		return -errno;
 	vse_uri_format(local, "tcp", &own.ss);
@@ -142,12 +164,43 @@ static int dial(struct vse_flow *f, const union address *to, int *fd, char *loca
 	return rc;
 }
 
+/* connect the flow to an address, and tell the driver; else what became of it waits for Python. `said`: to the log */
+static bool route(struct vse_flow *f, const union address *to, const char *peer, uint32_t rule, const void *said, uint32_t len)
+{
+	struct vse_engine *e = f->pair->e;
+	char local[VSO_URI_MAX + 1];
+	int fd, rc;
+
+	rc = dial(f, to, &fd, local);
+	if (!rc) {
+		f->opts_len = 0;	/* they are set */
+		f->shared = false;
+		rc = vse_flow_connected(f, fd, local, peer);
+		if (rc) {
+			close(fd);
+			fd = -1;
+		}
+	}
+	if (rc && to->sa.sa_family != AF_UNIX) {
+		f->dialed = fd;
+		f->dial_error = rc == -EINPROGRESS ? 0 : rc;
+	}
+	if (rc)
+		return false;	/* of a Unix socket the handler knows more: it tries again itself */
+	if (e->nevents >= VSE_EVENTS_LOG) {
+		f->counted = false;
+		e->unlogged += 2;	/* its end, too */
+	} else {
+		vse_event(e, VSE_EV_ROUTED, f, 0, rule, said, len);
+	}
+	return true;
+}
+
 bool vse_routed(struct vse_flow *f, const struct vso_open *o, const uint8_t *payload)
 {
-	char uri[VSO_URI_MAX + 1], local[VSO_URI_MAX + 1];
+	char uri[VSO_URI_MAX + 1];
 	const struct vse_route *r;
 	union address to;
-	int fd, rc;
 
 	if (!f->pair->e->config.nr_routes || f->state != ST_NEW || f->dgram || o->local_len || o->name_len || o->netns || o->flags)
 		return false;
@@ -160,23 +213,36 @@ bool vse_routed(struct vse_flow *f, const struct vso_open *o, const uint8_t *pay
 		memset(&to, 0, sizeof(to));
 		memcpy(&to, r->target, r->target_len);
 	}
-	rc = dial(f, &to, &fd, local);
-	if (!rc) {
-		f->opts_len = 0;	/* they are set */
-		f->shared = false;
-		rc = vse_flow_connected(f, fd, local, uri);
-		if (rc) {
-			close(fd);
-			fd = -1;
-		}
-	}
-	if (rc) {
-		f->dialed = fd;
-		f->dial_error = rc == -EINPROGRESS ? 0 : rc;
+	return route(f, &to, uri, r->rule, uri, o->uri_len);
+}
+
+bool vse_port_routed(struct vse_flow *f, const struct vsk_hdr *h)
+{
+	const struct vse_config *c = &f->pair->e->config;
+	const struct vse_port *port = NULL;
+	union address to = { .sa.sa_family = AF_UNIX };
+
+	for (uint32_t i = 0; i < c->nr_ports && !port; i++)
+		if (c->ports[i].port == h->dst_port)
+			port = &c->ports[i];
+	if (f->seq || (port ? !port->target_len : !c->ports_path[0]))
 		return false;
-	}
-	vse_event(f->pair->e, VSE_EV_ROUTED, f, 0, r->rule, uri, (uint32_t)strlen(uri));
-	return true;
+	if (port)
+		memcpy(&to, port->target, port->target_len);
+	else
+		snprintf(to.un.sun_path, sizeof(to.un.sun_path), "%s_%u", c->ports_path, h->dst_port);
+	return route(f, &to, "", 0, h, sizeof(*h));
+}
+
+uint64_t vse_unlogged(struct vse_engine *e)
+{
+	uint64_t lines;
+
+	vse_lock(e);
+	lines = e->unlogged;
+	e->unlogged = 0;
+	vse_unlock(e);
+	return lines;
 }
 
 int vse_dialed(struct vse_engine *e, uint64_t handle, int *fd)

@@ -130,7 +130,8 @@ static void on_request(struct vse_pair *p, const struct vsk_hdr *h)
 	f->peer_alloc = h->buf_alloc;
 	f->peer_fwd = h->fwd_cnt;
 	f->tx_cnt = h->fwd_cnt;		/* 0 from any driver in its senses */
-	vse_event(e, VSE_EV_CONNECT, f, 0, 0, h, sizeof(*h));
+	if (!vse_port_routed(f, h))
+		vse_event(e, VSE_EV_CONNECT, f, 0, 0, h, sizeof(*h));
 }
 
 static void on_response(struct vse_flow *f, const struct vsk_hdr *h)

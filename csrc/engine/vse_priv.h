@@ -49,6 +49,7 @@ enum {
 	VSE_TURN_BYTES = 262144,	/* bytes to the guest a flow may move before the next flow has its turn */
 	VSE_TURN_MSGS = 16,		/* messages, datagrams or connections, likewise */
 	VSE_CTL_PAUSE = 65536,		/* bytes of queued control messages at which a pair stops reading the driver */
+	VSE_EVENTS_LOG = 64,	/* events Python did not take at which those for the log alone are left out */
 	VSE_EVENTS_PAUSE = 4096,	/* events Python did not take at which all pairs stop reading, and listeners accepting */
 	VSE_SCRATCH = 65536 + 512,	/* the largest datagram with its header and URI */
 	VSE_LINGER_MAX = 1024,		/* closed flows whose last bytes still wait for the host; one more aborts the oldest */
@@ -254,6 +255,7 @@ struct vse_engine {
 	struct vse_ipx *ipx;		/* the guest's node; NULL: it has none */
 	struct vse_evnode *ev_first, **ev_last;
 	uint32_t nevents;
+	uint64_t unlogged;
 	struct vse_stats stats;
 
 	struct vs_chain *batch[VSE_BATCH];
@@ -354,8 +356,10 @@ void vse_listen_unstall(struct vse_flow *f);
 int vse_flow_connected(struct vse_flow *f, int fd, const char *local, const char *peer);	/* the answer to its CONNECT: takes fd, or -errno */
 bool vse_routes_valid(const struct vse_config *c);
 bool vse_routes_copy(struct vse_engine *e, const struct vse_config *c);	/* false: no memory */
+void vse_routes_free(struct vse_engine *e);
 /* did a route connect what this CONNECT asks for? Then the driver has heard of it; else Python is to be asked */
 bool vse_routed(struct vse_flow *f, const struct vso_open *o, const uint8_t *payload);
+bool vse_port_routed(struct vse_flow *f, const struct vsk_hdr *h);
 int vse_connect_now(int fd, const void *addr, uint32_t addr_len);
 void vse_uri_format(char *buf, const char *scheme, const struct sockaddr_storage *ss);	/* buf: VSO_URI_MAX + 1; "" if no IP */
 

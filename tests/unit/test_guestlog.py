@@ -18,7 +18,7 @@ def test_lines_beyond_the_limit_are_counted_and_told_in_the_next_second(caplog: 
     assert caplog.messages == [f"vm1 line {number}" for number in range(LIMIT)]
     now[0] = 11.0
     write(logging.INFO, "next")
-    assert caplog.messages[LIMIT:] == [f"vm1 3 lines left out: more than {LIMIT} in a second", "vm1 next"]
+    assert caplog.messages[LIMIT:] == ["vm1 3 lines left out: more than can be written", "vm1 next"]
 
 
 def test_errors_are_always_written(caplog: pytest.LogCaptureFixture) -> None:

@@ -111,6 +111,7 @@ class EngineDevice(Device):
         if self._engine is None:
             return False
         events = self._engine.events()
+        self._log.left_out(self._engine.unlogged())
         for event in events:
             try:
                 self._answer(event)

@@ -43,8 +43,12 @@ class GuestLog:
         else:
             self._logger.log(level, "%s " + text, self._name, *arguments)
 
+    def left_out(self, lines: int) -> None:
+        """So many more were not even written."""
+        self._left_out += lines
+
     def flush(self) -> None:
         """Tell what was left out, if anything."""
         if self._left_out:
-            self._logger.warning("%s %d lines left out: more than %d in a second", self._name, self._left_out, LIMIT)
+            self._logger.warning("%s %d lines left out: more than can be written", self._name, self._left_out)
             self._left_out = 0

@@ -136,6 +136,10 @@ class UnixURI:
 
     scheme = "unix"
 
+    def sockaddr(self) -> bytes:
+        """struct sockaddr_un."""
+        return struct.pack("=H", socket.AF_UNIX) + self.path.encode() + b"\0"
+
     def __str__(self) -> str:
         return f"unix://{self.path}"
 

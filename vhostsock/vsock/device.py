@@ -19,11 +19,12 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from .._core import lib
+from .._core import ffi, lib
 from ..device import Queue
 from ..errors import UsageError
 from ..offload.abi import struct_of
@@ -89,25 +90,28 @@ class VsockDevice(EngineDevice):
         publish: Mapping[str, int] | None = None, name: str = "guest", connect_timeout: float = 10.0, max_flows: int = 4096,
         max_pending: int = 1024, buffer: int = 256 << 10, buffers: int = 64 << 20,
     ) -> None:  # fmt: skip
-        limits = {"pairs": 1, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers, "guest_cid": guest_cid}
+        limits: dict[str, Any] = {"pairs": 1, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
         if not CID_HOST < guest_cid < 0xFFFFFFFF:
             raise UsageError(f"guest_cid {guest_cid}: must be 3 to {0xFFFFFFFE}; 0, 1 and 2 are taken")
-        super().__init__(name, log, limits)
+        self._uds_path = None if uds_path is None else os.path.abspath(uds_path)
+        self._forwards = {_port(port): _handler(target) for port, target in (forwards or {}).items()}
+        limits["guest_cid"] = guest_cid
+        if len(self._forwards) <= lib.VSE_ROUTES_MAX:  # else the engine asks about every port
+            limits |= {"ports": _ports(self._forwards), "ports_path": self._uds_path or ""}
         self.config = CONFIG.build({"guest_cid": guest_cid})
         self._cid = guest_cid
-        self._uds_path = None if uds_path is None else os.path.abspath(uds_path)
         self._doors = [
             *([(_path("uds_path", self._uds_path), socket.SOCK_STREAM, None)] if self._uds_path else []),
             *([(_path("seqpacket_path", seqpacket_path), socket.SOCK_SEQPACKET, None)] if seqpacket_path else []),
             *((_uri(address), socket.SOCK_STREAM, _port(port)) for address, port in (publish or {}).items()),
         ]
-        self._forwards = {_port(port): _handler(target) for port, target in (forwards or {}).items()}
         self._connect_timeout = connect_timeout
         self._max_pending = max_pending
         self._flows: dict[int, _Flow] = {}
         self._connecting: set[asyncio.Task[None]] = set()
         self._clients: set[asyncio.Task[None]] = set()
         self._listening: list[Doorway] = []
+        super().__init__(name, log, limits)
 
     @property
     def listening(self) -> list[str]:
@@ -183,10 +187,21 @@ class VsockDevice(EngineDevice):
         handler, target = route
         asked = VsockURI(CID_HOST, header.dst_port)
         request = Request(asked, target or asked, Guest(self.name), flow=header.src_port, kind=kind,
-                          reset=partial(self._reset_flow, event.handle), settle=self._settle)  # fmt: skip
+                          reset=partial(self._reset_flow, event.handle), settle=self._settle,
+                          dialed=partial(self._dialed, event.handle))  # fmt: skip
         self._flows[event.handle] = flow
         flow.task = asyncio.create_task(self._make(event.handle, flow, handler, request))
         self._keep(flow.task, self._connecting)
+
+    def _routed(self, event: Event) -> None:
+        """The engine has connected a stream to where its port leads."""
+        header = ffi.from_buffer("struct vsk_hdr *", event.payload)
+        route = self._route(header.dst_port)
+        self._flows[event.handle] = flow = _Flow(f"{header.src_port} -> {header.dst_port}")
+        self._say(flow.ports, "%s", route and route[1])
+
+    def _dialed(self, handle: int) -> socket.socket | None:
+        return self._engine.dialed(handle) if self._engine else None
 
     def _route(self, port: int) -> tuple[Handler, InetURI | UnixURI | None] | None:
         if port in self._forwards:
@@ -294,11 +309,25 @@ class VsockDevice(EngineDevice):
 
 _ANSWERS: Final[Mapping[str, Callable[[VsockDevice, Event], None]]] = {
     "CONNECT": VsockDevice._connect,
+    "ROUTED": VsockDevice._routed,
     "CANCEL": VsockDevice._cancel,
     "TAKEN": VsockDevice._taken,
     "ENDED": VsockDevice._ended,
     "BROKEN": VsockDevice._broken,
 }
+
+
+def _ports(forwards: Mapping[int, tuple[Handler, InetURI | UnixURI | None]]) -> Any:
+    """The engine's table of these ports: it connects to addresses itself, and asks about the others. ``struct vse_port[]``."""
+    ports = ffi.new("struct vse_port[]", len(forwards))
+    for entry, (port, (_, target)) in zip(ports, forwards.items(), strict=True):
+        entry.port = port
+        sockaddr = b""
+        with suppress(OSError):  # an interface that is not there yet
+            sockaddr = target.sockaddr() if target else b""
+        entry.target_len = len(sockaddr)
+        ffi.memmove(entry.target, sockaddr, len(sockaddr))
+    return ports
 
 
 def _port(port: int) -> int:
