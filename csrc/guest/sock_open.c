@@ -94,7 +94,7 @@ struct vso_sock *vso_take(const struct vso_row *row, struct socket *sock)
 		vso_dev_put(dev);
 		return NULL;
 	}
-	vs = vso_sock_new(row, dev, GFP_KERNEL);
+	vs = vso_sock_new(row, dev, GFP_KERNEL_ACCOUNT);
 	if (!vs)
 		return NULL;
 	vs->state = VSO_ST_BINDING;	/* whoever comes now waits */

@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import sys
 import urllib.request
@@ -151,6 +152,19 @@ class Site:
         claims = self.vm.run(f"cat {file}").text
         assert result.status == 0, claims
         assert "not ok" not in claims
+
+    def check_memory(self) -> None:
+        """Run guest/memory_check.c while the back-end is stopped. The driver must be patient: ``virtio_socket.ping_secs``."""
+        checking = self.vm.start("memory_check 10.0.0.5 7000 /tmp/go 2>/tmp/memory")
+        wait_until(lambda: "ready" in self.vm.run("cat /tmp/memory; true").text, "the program has its connections")
+        self.backend.process.send_signal(signal.SIGSTOP)
+        try:
+            self.vm.run("touch /tmp/go")
+            result = checking.wait(check=False)
+        finally:
+            self.backend.process.send_signal(signal.SIGCONT)
+        assert result.status == 0, result
+        assert "not ok" not in result.text, result.text
 
     def suspend_and_wake(self) -> None:
         """Suspend the guest to memory (ACPI S3) and wake it as its power button would."""

@@ -20,7 +20,9 @@ from tests.e2e.vm import script
 )
 def test_takeover_claims_hold(initramfs: str, tmp_path: Path, suite: str, processors: int) -> None:
     qemu = script("fetch-qemu", suite)
-    with site(tmp_path, initramfs, "--qemu", qemu, "--smp", str(processors), pairs=processors) as place:
+    options = "--qemu", qemu, "--smp", str(processors), "--append", "virtio_socket.ping_secs=600"
+    with site(tmp_path, initramfs, *options, pairs=processors) as place:
+        place.check_memory()
         place.check("takeover_check 10.0.0.5 7000 fd00::5 7000 192.0.2.1")
         place.backend.idle("vm1")
         place.check("stream_check 10.0.0.5 7000")
