@@ -289,7 +289,7 @@ static int check_answer(const struct vse_flow *f, uint32_t pending, int fd, cons
 	if (type != (f->dgram ? SOCK_DGRAM : f->seq ? SOCK_SEQPACKET : SOCK_STREAM))
 		return -EPROTOTYPE;
 	fl = fcntl(fd, F_GETFL);
-	if (fl < 0 || fcntl(fd, F_SETFL, fl | O_NONBLOCK))
+	if (fl < 0 || (!(fl & O_NONBLOCK) && fcntl(fd, F_SETFL, fl | O_NONBLOCK)))
 		return -errno;
 	return 0;
 }

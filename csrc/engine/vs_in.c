@@ -3,7 +3,8 @@
  * vs_in - chains from the driver, a batch at a time.
  *
  * Each chain is one message: a header of the dialect, then payload, in any layout of descriptors. First every header of the batch is
- * copied and checked, then the dialect serves them in order, several together where it can, then all chains are completed. What stands
+ * copied and checked, then the dialect serves them in order, several together where it can, then all chains are completed. Together go the
+ * data of one flow, also when other flows' data and credit stand between: flows have no order among each other. What stands
  * behind a malformed message is not served: the ring is broken there.
  */
 #include "vse_priv.h"
@@ -31,6 +32,8 @@ static void break_on_header(struct vse_pair *p, int i)
 		p->e->dialect->complain(p, i);
 }
 
+static_assert(VSE_BATCH <= 64, "e->served has a bit for each chain");
+
 void vse_tx_batch(struct vse_pair *p)
 {
 	struct vse_engine *e = p->e;
@@ -47,8 +50,10 @@ void vse_tx_batch(struct vse_pair *p)
 	for (end = 0; end < n && header_ok(e, end); end++)
 		;
 	e->stats.msgs_in += (uint64_t)end;
-	for (i = 0; i < end && !r->broken;)
-		i += e->dialect->serve(p, i, end);
+	e->served = 0;
+	for (i = 0; i < end && !r->broken; i++)
+		if (!(e->served >> i & 1))
+			e->dialect->serve(p, i, end);
 	if (end < n)
 		break_on_header(p, end);
 	else if (rc < 0)

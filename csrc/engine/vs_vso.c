@@ -419,28 +419,33 @@ static struct vse_flow *admit(struct vse_pair *p, const struct message *m, const
 	return f;
 }
 
-/* DATA of one flow in consecutive chains goes to the host in one call. Returns the chains taken. */
-static int data_run(struct vse_pair *p, int first, int n)
+/* DATA of one flow goes to the host in one call, up to a message that may be about more than another flow's bytes */
+static void data_run(struct vse_pair *p, int first, int n)
 {
 	struct vse_engine *e = p->e;
-	const struct vso_hdr *h = &e->hdrs[first].vso;
+	const struct vso_hdr *h = &e->hdrs[first].vso, *next;
 	struct vse_flow *f = admit(p, &messages[VSO_DATA], h);
+	int i, cnt, iovs = 0, last = first;
 	size_t total = 0;
-	int i, cnt, iovs = 0;
 
 	if (!f)
-		return 1;
-	for (i = first; i < n; i++) {
-		if (i > first && (e->hdrs[i].vso.type != VSO_DATA || e->hdrs[i].vso.flow != h->flow ||
-				  iovs + e->batch[i]->n_out > VSE_IOV))
+		return;
+	for (i = first; i < n && i - last <= VSE_RUN_GAP; i++) {
+		next = &e->hdrs[i].vso;
+		if (next->type != VSO_DATA && (next->type != VSO_CREDIT || next->flow == h->flow))
 			break;
-		if (i > first && !vse_stream_credit(f, e->hdrs[i].vso.buf_alloc, e->hdrs[i].vso.fwd_cnt))
-			return i - first + 1;
-		total += vse_payload_iov(e->batch[i], false, sizeof(*h), e->hdrs[i].vso.len, e->iov + iovs, &cnt);
+		if (next->flow != h->flow)
+			continue;
+		if (i > first && iovs + e->batch[i]->n_out > VSE_IOV)
+			break;
+		e->served |= 1ull << i;
+		if (i > first && !vse_stream_credit(f, next->buf_alloc, next->fwd_cnt))
+			return;
+		total += vse_payload_iov(e->batch[i], false, sizeof(*h), next->len, e->iov + iovs, &cnt);
 		iovs += cnt;
+		last = i;
 	}
 	vse_stream_data(f, e->iov, iovs, total, false);
-	return i - first;
 }
 
 static bool well_formed(const struct vse_engine *e, int i)
@@ -463,7 +468,7 @@ static void complain(struct vse_pair *p, int i)
 			       c->head, (unsigned long long)c->out_len, h->len, VSO_PAYLOAD_MAX);
 }
 
-static int serve(struct vse_pair *p, int first, int end)
+static void serve(struct vse_pair *p, int first, int end)
 {
 	struct vse_engine *e = p->e;
 	const struct vso_hdr *h = &e->hdrs[first].vso;
@@ -473,12 +478,11 @@ static int serve(struct vse_pair *p, int first, int end)
 	if (!e->hello && h->type != VSO_HELLO)
 		vse_ring_break(e, &p->tx, "message type %u before HELLO", h->type);
 	else if (h->type == VSO_DATA)
-		return data_run(p, first, end);
+		data_run(p, first, end);
 	else if (m->on_pair)
 		m->on_pair(p, h, e->batch[first]);
 	else if ((f = admit(p, m, h)))
 		m->on_flow(f, h, e->batch[first]);
-	return 1;
 }
 
 const struct vse_dialect vse_vso = {

@@ -224,37 +224,44 @@ static struct vse_flow *admit(struct vse_pair *p, const struct vsk_hdr *h)
 
 static bool same_flow(const struct vsk_hdr *a, const struct vsk_hdr *b)
 {
-	return a->src_port == b->src_port && a->dst_port == b->dst_port && a->src_cid == b->src_cid && a->dst_cid == b->dst_cid &&
-	       a->type == b->type;
+	return a->src_port == b->src_port && a->dst_port == b->dst_port && a->src_cid == b->src_cid && a->dst_cid == b->dst_cid;
 }
 
-/* RW of one connection in consecutive chains goes to the host in one call. Returns the chains taken. */
-static int data_run(struct vse_pair *p, int first, int n)
+/* RW of one connection goes to the host in one call, up to a packet that may be about more than another one's bytes */
+static void data_run(struct vse_pair *p, int first, int n)
 {
 	struct vse_engine *e = p->e;
 	const struct vsk_hdr *h = &e->hdrs[first].vsock, *next;
 	struct vse_flow *f = admit(p, h);
+	int i, cnt, iovs = 0, last = first;
 	size_t total = 0;
-	int i, cnt, iovs = 0;
 
 	if (!f)
-		return 1;
-	for (i = first; i < n; i++) {
+		return;
+	for (i = first; i < n && i - last <= VSE_RUN_GAP; i++) {
+		bool same;
+
 		next = &e->hdrs[i].vsock;
-		if (i > first && (f->seq || next->op != VSK_OP_RW || !same_flow(next, h) || iovs + e->batch[i]->n_out > VSE_IOV))
+		same = same_flow(next, h);
+		if (next->op != VSK_OP_RW && (next->op != VSK_OP_CREDIT_UPDATE || same))
 			break;
+		if (!same)
+			continue;
+		if (i > first && (f->seq || next->type != h->type || iovs + e->batch[i]->n_out > VSE_IOV))
+			break;
+		e->served |= 1ull << i;
 		if (i > first && !vse_stream_credit(f, next->buf_alloc, next->fwd_cnt))
-			return i - first + 1;
+			return;
 		total += vse_payload_iov(e->batch[i], false, sizeof(*h), next->len, e->iov + iovs, &cnt);
 		iovs += cnt;
 		/* counters are 32 bits wide, a chain may be larger: what cannot be within credit must not wrap around to it */
 		if (total > f->buf_alloc) {
 			vse_flow_reset(f, EPROTO);
-			return i - first + 1;
+			return;
 		}
+		last = i;
 	}
 	vse_stream_data(f, e->iov, iovs, total, h->flags & VSK_SEQ_EOM);
-	return i - first;
 }
 
 static bool well_formed(const struct vse_engine *e, int i)
@@ -276,18 +283,17 @@ static bool is_request(const struct vse_engine *e, const struct vsk_hdr *h)
 	       (h->type == VSK_TYPE_STREAM || h->type == VSK_TYPE_SEQPACKET);
 }
 
-static int serve(struct vse_pair *p, int first, int end)
+static void serve(struct vse_pair *p, int first, int end)
 {
 	const struct vsk_hdr *h = &p->e->hdrs[first].vsock;
 	struct vse_flow *f;
 
 	if (h->op == VSK_OP_RW)
-		return data_run(p, first, end);
-	if (is_request(p->e, h))
+		data_run(p, first, end);
+	else if (is_request(p->e, h))
 		on_request(p, h);
 	else if ((f = admit(p, h)))
 		ops[h->op].serve(f, h);
-	return 1;
 }
 
 const struct vse_dialect vse_vsock = {

@@ -44,6 +44,7 @@
 
 enum {
 	VSE_BATCH = 64,			/* chains popped from a ring before its completions are flushed */
+	VSE_RUN_GAP = 16,		/* chains of other flows between two messages that go to a host socket in one call */
 	VSE_IOV = 2 * VS_CHAIN_MAX,	/* iovecs gathered for one run of DATA; one chain has no more */
 	VSE_IOV_CALL = 1024,		/* iovecs of one system call: UIO_MAXIOV */
 	VSE_TURN_BYTES = 262144,	/* bytes to the guest a flow may move before the next flow has its turn */
@@ -206,7 +207,7 @@ struct vse_dialect {
 	/* from the driver */
 	bool (*well_formed)(const struct vse_engine *e, int i);	/* all of hdr_len was there */
 	void (*complain)(struct vse_pair *p, int i);		/* it was not well-formed: break the ring and say why */
-	int (*serve)(struct vse_pair *p, int first, int end);	/* batch[first] and perhaps more; the chains taken, 1 or more */
+	void (*serve)(struct vse_pair *p, int first, int end);	/* batch[first], and what else it says in e->served */
 
 	/* to the driver */
 	uint32_t (*payload_len)(const union vse_hdr *hdr);
@@ -260,6 +261,7 @@ struct vse_engine {
 
 	struct vs_chain *batch[VSE_BATCH];
 	union vse_hdr hdrs[VSE_BATCH];
+	uint64_t served;		/* bit i: batch[i] was served together with one before it */
 	struct vs_chain *rx_chain;
 	int n_gathered;			/* chains of vse_rx_gather(), and the payload that each has room for */
 	uint32_t rx_len[VSE_BATCH];

@@ -52,6 +52,26 @@ def test_the_guest_shuts_down_its_side_and_still_receives(engine: EngineUnderTes
         flow.close()
 
 
+def test_flows_that_alternate_in_one_batch_keep_their_bytes_and_their_ends(engine: EngineUnderTest) -> None:
+    with connection(engine) as (one, host_one), connection(engine) as (two, host_two):
+        sent = {one: b"", two: b""}
+        lib.vse_lock(engine.ptr)  # the engine finds all of it at once
+        try:
+            for number in range(24):
+                for flow in (one, two):
+                    if flow is two or number < 12:
+                        part = bytes([65 + number]) * (1 + 37 * number)
+                        assert flow.try_send(part) == len(part)
+                        sent[flow] += part
+                if number == 11:
+                    one.shutdown()
+        finally:
+            lib.vse_unlock(engine.ptr)
+        two.shutdown()
+        assert recv_until_end(host_one) == sent[one]
+        assert recv_until_end(host_two) == sent[two]
+
+
 def test_the_host_shuts_down_its_side_and_still_receives(engine: EngineUnderTest) -> None:
     with connection(engine) as (flow, host):
         host.sendall(b"greeting")
