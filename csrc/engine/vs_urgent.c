@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * vs_urgent - urgent data of TCP (RFC 9293, 3.8.5; tcp(7), "out of band") from the host.
+ * vs_urgent - urgent data of TCP (RFC 9293, 3.8.5; tcp(7), "out of band"): from the host, and what the driver says of its own.
  *
  * The kernel keeps one urgent byte beside the stream, tells of it as soon as the byte is there (EPOLLPRI), and lets no read go past the
  * mark, which is the byte's place. The guest hears twice: at once, however much lies before the mark and however small its window is,
@@ -58,4 +58,14 @@ int vse_urgent_turn(struct vse_flow *f)
 	f->to_guest++;
 	f->pair->e->stats.to_guest++;
 	return 0;
+}
+
+void vse_urgent_said(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	uint8_t byte;
+
+	if (!(f->pair->e->features & VSO_F_URGENT) || h->len != 1 || vs_chain_read(c, sizeof(*h), &byte, 1) != 1)
+		vse_flow_reset(f, EPROTO);
+	else
+		vse_stream_urgent(f, byte);
 }

@@ -288,16 +288,6 @@ static void on_shutdown(struct vse_flow *f, const struct vso_hdr *h, const struc
 	vse_stream_shutdown(f, h->arg);
 }
 
-static void on_urgent(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
-{
-	uint8_t byte;
-
-	if (!(f->pair->e->features & VSO_F_URGENT) || h->len != 1 || vs_chain_read(c, sizeof(*h), &byte, 1) != 1)
-		vse_flow_reset(f, EPROTO);
-	else
-		vse_stream_urgent(f, byte);
-}
-
 static void on_dgram(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
 {
 	vse_dgram_send(f, c, h);
@@ -387,7 +377,7 @@ static const struct message {
 			 .ignored = IN(BOUND) | IN(DGRAM) | IN(DEAD) },
 	[VSO_SHUTDOWN] = { .on_flow = on_shutdown, .legal = IN(NEW) | IN(STREAM),
 			   .ignored = IN(BOUND) | IN(LISTEN) | IN(DGRAM) | IN(DEAD) },
-	[VSO_URGENT] = { .on_flow = on_urgent, .legal = IN(STREAM), .ignored = IN(DEAD) },
+	[VSO_URGENT] = { .on_flow = vse_urgent_said, .legal = IN(STREAM), .ignored = IN(DEAD) },
 	[VSO_DGRAM] = { .on_flow = on_dgram, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_DEST] = { .on_flow = on_dest, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_GROUP] = { .on_flow = on_group, .legal = IN(DGRAM), .ignored = IN(DEAD) },

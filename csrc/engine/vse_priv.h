@@ -336,6 +336,7 @@ enum vse_turn vse_stream_turn(struct vse_flow *f);
 /* vs_urgent.c */
 void vse_urgent_seen(struct vse_flow *f);	/* epoll said so */
 int vse_urgent_turn(struct vse_flow *f);
+void vse_urgent_said(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c);	/* URGENT of the driver */
 
 /* vs_seqpkt.c */
 void vse_seq_begin(struct vse_flow *f);
