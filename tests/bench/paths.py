@@ -92,7 +92,7 @@ def offload(carrier: str, qemu: str) -> Callable[[Shop, str], contextlib.Abstrac
                 shop.vm(place, "--socket", backend.socket, "--carrier", carrier, qemu=qemu, ours=True) as vm,
             ):
                 yield Open(vm, f"tcp:{HOST}:{PORT}", far, backend)
-                assert backend.stats("vm1")["events"] > 0, "nothing was offloaded"
+                assert backend.stats("vm1")["opened"] > 0, "nothing was offloaded"
 
     return start
 
