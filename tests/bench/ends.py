@@ -141,6 +141,9 @@ class Near:
     def disconnect(self, first: int, count: int) -> int:
         return self._check(self._lib.load_close(self._load, first, count))
 
+    def abort(self, flow: int) -> int:
+        return self._check(self._lib.load_abort(self._load, flow))
+
     def send(self, first: int, count: int, amount: int, size: int) -> int:
         """``amount`` bytes on each of these flows, in messages of ``size``; until the far end has said that it got them."""
         return self._check(self._lib.load_send(self._load, first, count, amount, size))

@@ -25,9 +25,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.chart import Group, bars
 from tests.bench.ends import DIRECT, OFFLOAD, OTHER_VSOCK, RELAY, VSOCK, Near, started
 from tests.bench.machine import described
+from tests.bench.plot import Bar, Panel, drawn
 from tests.bench.ring import spread
 
 __all__ = ["MEASURES", "Result", "chart", "main", "measured", "tables"]
@@ -186,17 +186,21 @@ def as_json(result: Result, options: argparse.Namespace) -> str:
 
 
 def chart(result: Result) -> str:
-    """As SVG."""
+    """As SVG: a panel a measure, and one for its cost where it has one."""
     names = [name for columns, _ in TABLES for name in columns if any(key[1] == name for key in result.figures)]
-    groups = [
-        Group(measure.title, measure.unit, {name: result.figures[key, name] for name in names})
-        for key, measure in MEASURES.items() if (key, names[0]) in result.figures
-    ]  # fmt: skip
-    groups += [
-        Group(f"CPU: {measure.title}", "s/GB", {name: result.cpu[key, name] for name in names if (key, name) in result.cpu})
-        for key, measure in MEASURES.items() if any((key, name) in result.cpu for name in names)
-    ]  # fmt: skip
-    return bars(groups, names, "Medians; the lines go from min to max. Each group has its own scale.")
+
+    def panel(values: dict[tuple[str, str], list[float]], key: str, title: str, form: str, less: bool) -> Panel:
+        return Panel(title, form, [Bar(name, values.get((key, name), []), name in (OFFLOAD, VSOCK)) for name in names], less)
+
+    panels = []
+    for key, measure in MEASURES.items():
+        if (key, names[0]) in result.figures:
+            less = measure.unit == "us"
+            panels.append(panel(result.figures, key, f"{measure.title}, {measure.unit}", ".1f" if less else ".2f", less))
+    for key, measure in MEASURES.items():
+        if any((key, name) in result.cpu for name in names):
+            panels.append(panel(result.cpu, key, f"CPU of the process between, {measure.title}, s/GB", ".2f", True))
+    return drawn(panels)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -154,11 +154,22 @@ static int request(struct load *l, struct load_flow *f, uint32_t what, uint32_t 
 	return put_all(l, f, &r, sizeof(r));
 }
 
+/* the device may wait for us to take what it says before it takes what we say */
+static int make_room(struct load *l, const struct load_flow *f)
+{
+	while (l->kind != LOAD_SOCKETS && !load_tx_room(l, f))
+		if (load_pump_rings(l, 1) < 0)
+			return -1;
+	return 0;
+}
+
 static int begin(struct load *l, struct load_flow *f)
 {
 	struct timeval patience = { .tv_sec = LOAD_PATIENCE / 1000 };
 	int one = 1;
 
+	if (make_room(l, f))
+		return -1;
 	*f = (struct load_flow){ .fd = -1, .state = LOAD_OPENING, .id = new_id(l, f), .port = l->port };
 	switch (l->kind) {
 	case LOAD_OFFLOAD:
@@ -186,6 +197,10 @@ static int finish(struct load *l, struct load_flow *f)
 		f->fd = -1;
 		f->state = LOAD_NONE;
 	} else {
+		if (make_room(l, f))
+			return -1;
+		if (f->state == LOAD_NONE)
+			return 0;	/* meanwhile */
 		f->state = LOAD_CLOSING;
 		rc = l->kind == LOAD_OFFLOAD ? load_say_vso(l, f, VSO_CLOSE, 0, NULL, 0) : load_say_vsock(l, f, VSK_OP_SHUTDOWN, LOAD_BOTH, NULL, 0);
 	}
@@ -247,6 +262,22 @@ int64_t load_close(struct load *l, uint32_t first, uint32_t count)
 		if (finish(l, &l->flows[i]) || pump(l, 0) < 0)
 			return -1;
 	return all_left(l, first, count, LOAD_CLOSING) ? -1 : now() - start;
+}
+
+int64_t load_abort(struct load *l, uint32_t flow)
+{
+	struct load_flow *f = &l->flows[flow];
+	int64_t start = now();
+
+	if (l->kind == LOAD_SOCKETS)
+		return finish(l, f);
+	if (make_room(l, f))
+		return -1;
+	f->state = l->kind == LOAD_OFFLOAD ? LOAD_CLOSING : LOAD_NONE;	/* vsock's RST is not answered */
+	if (l->kind == LOAD_OFFLOAD ? load_say_vso(l, f, VSO_CLOSE, VSO_CLOSE_ABORT, NULL, 0) : load_say_vsock(l, f, VSK_OP_RST, 0, NULL, 0))
+		return -1;
+	load_kick(l);
+	return all_left(l, flow, 1, LOAD_CLOSING) ? -1 : now() - start;
 }
 
 static int all_got(struct load *l, uint32_t first, uint32_t count)

@@ -61,6 +61,7 @@ int load_hello(struct load *l, const void *payload, uint32_t len);	/* offload: 0
 
 int64_t load_connect(struct load *l, uint32_t first, uint32_t count);
 int64_t load_close(struct load *l, uint32_t first, uint32_t count);
+int64_t load_abort(struct load *l, uint32_t flow);	/* close without a thought for what is on its way */
 int64_t load_send(struct load *l, uint32_t first, uint32_t count, uint64_t amount, uint32_t size);	/* each flow that much */
 int64_t load_receive(struct load *l, uint32_t first, uint32_t count, uint64_t amount, uint32_t size);
 /* on one flow, one after another: `size` bytes there and back, `times` times; what each took */

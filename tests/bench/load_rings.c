@@ -232,8 +232,9 @@ int load_pump_rings(struct load *l, int wait)
 		ready |= drv_want_calls(&l->pair[i].rx);
 		p[2 * i] = (struct pollfd){ .fd = l->pair[i].rx.call_fd, .events = POLLIN };
 		p[2 * i + 1] = (struct pollfd){ .fd = -1 };
-		if (!drv_collect(&l->pair[i].tx) && !l->pair[i].tx.n_free) {
-			ready |= drv_want_calls(&l->pair[i].tx);
+		if (!l->pair[i].tx.n_free) {
+			/* who waits may wait for room */
+			ready |= drv_collect(&l->pair[i].tx) || drv_want_calls(&l->pair[i].tx);
 			p[2 * i + 1] = (struct pollfd){ .fd = l->pair[i].tx.call_fd, .events = POLLIN };
 		}
 	}
