@@ -69,6 +69,7 @@ static int chain_grow(struct vs_chain *c)
 int vs_chain_add(struct vs_chain *c, const struct vs_mem *mem, uint64_t gpa, uint32_t len, bool writable)
 {
 	uint32_t used = (uint32_t)c->n_out + c->n_in;
+	const struct vs_range *r;
 	int n, rc;
 
 	if (vs_unlikely(vs_mem_is_view(mem))) {
@@ -77,12 +78,19 @@ int vs_chain_add(struct vs_chain *c, const struct vs_mem *mem, uint64_t gpa, uin
 		if (vs_mem_missing(mem, gpa, len, writable ? VS_PERM_WRITE : VS_PERM_READ, &at))
 			return -EFAULT;
 	}
-	while ((n = vs_mem_iov(mem, gpa, len, c->iov + used, c->cap - used)) < 0) {
-		if (n != -E2BIG)
-			return n;
-		rc = chain_grow(c);
-		if (rc < 0)
-			return rc;
+	/* a buffer in one region is one piece: the usual case, here without a call */
+	r = vs_range_find(mem->by_gpa, mem->n, gpa);
+	if (vs_likely(r && len && len <= r->size - (gpa - r->start) && used < c->cap)) {
+		c->iov[used] = (struct iovec){ r->host + (gpa - r->start), len };
+		n = 1;
+	} else {
+		while ((n = vs_mem_iov(mem, gpa, len, c->iov + used, c->cap - used)) < 0) {
+			if (n != -E2BIG)
+				return n;
+			rc = chain_grow(c);
+			if (rc < 0)
+				return rc;
+		}
 	}
 	if (writable) {
 		c->n_in += n;
