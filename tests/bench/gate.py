@@ -29,9 +29,9 @@ __all__ = ["BASELINE", "Costs", "Verdict", "judged", "main", "measured"]
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 BASELINE = HERE / "gate.json"
-# those of the package (vhostsock/_build_core.py), and no call of memcpy() in the program's own memcpy()
+# those of the package (vhostsock/_build_core.py)
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers",
-         "-Wno-maybe-uninitialized", "-fno-tree-loop-distribute-patterns", "-pthread"]  # fmt: skip
+         "-Wno-maybe-uninitialized", "-pthread"]  # fmt: skip
 KINDS = ("instructions", "system calls")
 
 Costs = dict[str, dict[str, Any]]

@@ -56,24 +56,32 @@ static struct {
 
 /*
  * The C library chooses these by what the processor can do, and their counts are the processor's then. In the program itself they are
- * found first, and a byte that is copied costs the same everywhere.
+ * found first, and a byte that is copied costs the same everywhere. KEEP keeps a compiler from making a call of memcpy() of the loop.
  */
+#define KEEP __asm__ volatile("" ::: "memory")
+
 void *memcpy(void *restrict to, const void *restrict from, size_t n)
 {
 	uint8_t *t = to;
 	const uint8_t *f = from;
 
-	for (; n >= 8; n -= 8, t += 8, f += 8)
+	for (; n >= 8; n -= 8, t += 8, f += 8) {
+		KEEP;
 		*(uint64_t __attribute__((aligned(1), may_alias)) *)t = *(const uint64_t __attribute__((aligned(1), may_alias)) *)f;
-	while (n--)
+	}
+	while (n--) {
+		KEEP;
 		*t++ = *f++;
+	}
 	return to;
 }
 
 void *memset(void *to, int byte, size_t n)
 {
-	for (uint8_t *t = to; n--;)
+	for (uint8_t *t = to; n--;) {
+		KEEP;
 		*t++ = (uint8_t)byte;
+	}
 	return to;
 }
 
