@@ -15,26 +15,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "program.h"
 
 enum { SOCKET, LOOPBACK, HINTED, ELSEWHERE, CALLS };
 
 static const char *const names[CALLS] = { "socket", "loopback", "hinted", "elsewhere" };
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
 
 static uint64_t socket_call(int *fd)
 {

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "far.h"
+#include "program.h"
 
 enum { EVENTS = 64, TURN = 16 /* reads or writes of a connection before another has its turn */ };
 
@@ -34,12 +35,6 @@ struct conn {
 
 static uint8_t piece[FAR_PIECE];
 static int ep;
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
 
 static void watch(struct conn *c, int op, uint32_t events)
 {

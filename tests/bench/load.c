@@ -9,25 +9,17 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "far.h"
 #include "load_priv.h"
+#include "program.h"
 #include "vso_abi.h"
 #include "vsock_abi.h"
 
 enum { EVENTS = 64 };
 
 static uint8_t bytes[LOAD_PIECE];
-
-static int64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
 
 int load_fail(struct load *l, const char *fmt, ...)
 {
@@ -244,24 +236,25 @@ static int all_left(struct load *l, uint32_t first, uint32_t count, int state)
 	return 0;
 }
 
-int64_t load_connect(struct load *l, uint32_t first, uint32_t count)
+/* take `step` with each of them, until none is left in the state that it leads to */
+static int64_t step_all(struct load *l, uint32_t first, uint32_t count, int (*step)(struct load *l, struct load_flow *f), int state)
 {
 	int64_t start = now();
 
 	for (uint32_t i = first; i < first + count; i++)
-		if (begin(l, &l->flows[i]) || pump(l, 0) < 0)
+		if (step(l, &l->flows[i]) || pump(l, 0) < 0)
 			return -1;
-	return all_left(l, first, count, LOAD_OPENING) ? -1 : now() - start;
+	return all_left(l, first, count, state) ? -1 : now() - start;
+}
+
+int64_t load_connect(struct load *l, uint32_t first, uint32_t count)
+{
+	return step_all(l, first, count, begin, LOAD_OPENING);
 }
 
 int64_t load_close(struct load *l, uint32_t first, uint32_t count)
 {
-	int64_t start = now();
-
-	for (uint32_t i = first; i < first + count; i++)
-		if (finish(l, &l->flows[i]) || pump(l, 0) < 0)
-			return -1;
-	return all_left(l, first, count, LOAD_CLOSING) ? -1 : now() - start;
+	return step_all(l, first, count, finish, LOAD_CLOSING);
 }
 
 int64_t load_abort(struct load *l, uint32_t flow)

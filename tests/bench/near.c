@@ -30,12 +30,12 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <linux/vm_sockets.h>
 
 #include "far.h"
+#include "program.h"
 
 enum { MOST_ASKED = 1 << 16, WORDS = 64 };
 
@@ -47,20 +47,6 @@ static union {
 } where;
 static socklen_t where_len;
 static uint8_t piece[FAR_PIECE];
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
 
 static void usage(void)
 {

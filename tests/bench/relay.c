@@ -18,6 +18,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "program.h"
+
 enum { PIECE = 65536, TURN = 16, EVENTS = 64 };
 
 struct pair;
@@ -40,12 +42,6 @@ struct pair {
 static uint8_t piece[PIECE];
 static struct pair *dead;
 static int ep;
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
 
 static void watch(struct side *s, int op, uint32_t events)
 {
