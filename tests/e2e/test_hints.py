@@ -6,19 +6,17 @@ As in test_nic.py QEMU's user networking is the network, and the policy names no
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.site import Site, site
-from tests.e2e.test_nic import HOST, OWN, OWN6, forward
+from tests.e2e.site import Site
+from tests.e2e.test_nic import HOST, check_claims, with_nic
 
 
 @pytest.fixture(scope="module")
 def place(initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site(tmp_path_factory.mktemp("site"), initramfs, "--nic", hints=True) as it:
-        it.vm.run(f"echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip -6 addr add {OWN6}/64 dev eth0")
+    with with_nic(tmp_path_factory.mktemp("site"), initramfs, hints=True) as it:
         yield it
 
 
@@ -43,7 +41,5 @@ def test_what_is_offloaded_is(place: Site) -> None:
 
 
 def test_claims_hold(place: Site) -> None:
-    ways = f"NIC_TCP={forward(place, socket.SOCK_STREAM, 8080)} NIC_UDP={forward(place, socket.SOCK_DGRAM, 8090)}"
-    ports = place.ports
-    place.check(f"{ways} nic_check 10.0.0.5 7000 {HOST} {ports['peer']} {ports['closed']} {OWN} {OWN6}")
+    check_claims(place)
     place.check("connect_check 10.0.0.5 7000 7001 7003 10.66.0.0 80 13")

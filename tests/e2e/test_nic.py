@@ -6,10 +6,12 @@ QEMU's user networking is the network: 10.0.2.2 is this host's loopback, and in 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +21,16 @@ from tests.e2e.vm import WITHIN, Program, free_port
 HOST, OWN, OWN6 = "10.0.2.2", "10.0.2.15", "fec0::15"
 
 
+@contextlib.contextmanager
+def with_nic(folder: Path, initramfs: str, *, hints: bool = False) -> Iterator[Site]:
+    with site(folder, initramfs, "--nic", hints=hints) as it:
+        it.vm.run(f"echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip -6 addr add {OWN6}/64 dev eth0")
+        yield it
+
+
 @pytest.fixture(scope="module")
 def place(initramfs: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site(tmp_path_factory.mktemp("site"), initramfs, "--nic") as it:
-        it.vm.run(f"echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip -6 addr add {OWN6}/64 dev eth0")
+    with with_nic(tmp_path_factory.mktemp("site"), initramfs) as it:
         yield it
 
 
@@ -49,10 +57,14 @@ def moved(place: Site) -> dict[str, int]:
     return {key: value for key, value in place.backend.stats("vm1").items() if key.startswith("bytes")}
 
 
-def test_claims_hold(place: Site) -> None:
+def check_claims(place: Site) -> None:
     ways = f"NIC_TCP={forward(place, socket.SOCK_STREAM, 8080)} NIC_UDP={forward(place, socket.SOCK_DGRAM, 8090)}"
     ports = place.ports
     place.check(f"{ways} nic_check 10.0.0.5 7000 {HOST} {ports['peer']} {ports['closed']} {OWN} {OWN6}")
+
+
+def test_claims_hold(place: Site) -> None:
+    check_claims(place)
 
 
 def test_what_the_nic_serves_costs_the_device_nothing_but_the_question(place: Site, web: str) -> None:
