@@ -47,12 +47,12 @@ enum vse_event_type {
 	/* ring `flow` broke a rule of the ring or of the protocol. payload: the evidence as text, also in vs_vq_error() */
 	VSE_EV_BROKEN = 8,
 	VSE_EV_TAKEN = 9,	/* the driver took the connection of vse_call(); else ENDED with ECONNREFUSED comes */
+	VSE_EV_GROUP = 10,	/* answer with vse_group(). payload: the group's URI, error: VSO_GROUP_JOIN or _LEAVE */
 	/*
 	 * for the log: a route connected the flow. payload: its URI, error: vse_route.rule; vsock: that of CONNECT. While Python is behind,
 	 * neither this nor ENDED comes for such a flow, and vse_unlogged() counts it.
 	 */
-	VSE_EV_ROUTED = 11,
-	VSE_EV_GROUP = 10	/* answer with vse_group(). payload: the group's URI, error: VSO_GROUP_JOIN or _LEAVE */
+	VSE_EV_ROUTED = 11
 };
 
 struct vse_event {

@@ -5,19 +5,20 @@ A cover says less than a Match: it knows nothing of uids, and only TCP and UDP f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .._core import lib
 from .policy import INITIAL, Match, Span
 
-__all__ = ["ALL", "SCHEMES", "Cover", "covers_of", "fill", "may_match", "of_span"]
+__all__ = ["ALL", "SCHEMES", "Cover", "covers_of", "cut", "fill", "may_match", "of_span"]
 
 SCHEMES: Final = {"tcp": lib.VSO_HINT_TCP, "tcp6": lib.VSO_HINT_TCP6, "udp": lib.VSO_HINT_UDP, "udp6": lib.VSO_HINT_UDP6}
 _VERSIONS: Final = {4: SCHEMES["tcp"] | SCHEMES["udp"], 6: SCHEMES["tcp6"] | SCHEMES["udp6"]}
+T = TypeVar("T")
 _MAPPED: Final = 0xFFFF << 32  # ::ffff:0:0, where IPv4 lies in IPv6
 
 
@@ -59,6 +60,14 @@ def of_span(span: Span) -> Cover:
     """All that is at these addresses."""
     base = _MAPPED if span.version == 4 else 0
     return Cover(_VERSIONS[span.version], range(base + span.first, base + span.last + 1), ALL.ports)
+
+
+def cut(entries: list[T], most: int, decides: Callable[[T], bool]) -> tuple[T, ...]:
+    """As many as there may be; and since what none covers is asked, not those at the end that only say so."""
+    del entries[most:]
+    while entries and not decides(entries[-1]):
+        entries.pop()
+    return tuple(entries)
 
 
 def fill(entry: Any, cover: Cover) -> None:

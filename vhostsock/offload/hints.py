@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .._core import ffi, lib
-from .covers import ALL, Cover, covers_of, fill, may_match
+from .covers import ALL, Cover, covers_of, cut, fill, may_match
 from .policy import INITIAL, Policy
 
 __all__ = ["Hint", "hints_of", "pack_hints"]
@@ -38,10 +38,7 @@ def hints_of(policy: Policy, device: str) -> tuple[Hint, ...]:
             hints += (Hint(cover, native) for cover in covers_of(rule.match))
     if policy.default == "native":
         hints.append(Hint(ALL, native=True))
-    del hints[lib.VSO_HINTS_MAX :]
-    while hints and not hints[-1].native:
-        hints.pop()
-    return tuple(hints)
+    return cut(hints, lib.VSO_HINTS_MAX, lambda hint: hint.native)
 
 
 def pack_hints(hints: Iterable[Hint]) -> bytes:

@@ -107,7 +107,13 @@ class Template:
         self.text = text
 
     def expand(self, asked: InetURI, guest: Guest) -> URI:
-        values = {"address": str(asked.plain), "port": str(asked.port), "name": guest.device}
+        return self._filled({"address": str(asked.plain), "port": str(asked.port), "name": guest.device})
+
+    def fixed(self, device: str) -> URI | None:
+        """What it makes for this device whatever is asked for; None if that matters. URIError."""
+        return self._filled({"name": device}) if set(self._HOLE.findall(self.text)) <= {"name"} else None
+
+    def _filled(self, values: dict[str, str]) -> URI:
         return uris.parse(self._HOLE.sub(lambda hole: values[hole[1]], self.text))
 
     def __repr__(self) -> str:

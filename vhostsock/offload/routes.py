@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .._core import ffi, lib
-from . import uri as uris
-from .covers import Cover, covers_of, fill, may_match, of_span
+from .covers import Cover, covers_of, cut, fill, may_match, of_span
 from .policy import INITIAL, SPECIAL, Policy, Rule
 from .uri import InetURI, URIError
 
@@ -44,10 +43,7 @@ def routes_of(policy: Policy, device: str) -> tuple[Route, ...]:
     for index, rule in enumerate(policy.rules):
         if may_match(rule.match, device):
             routes += _routes(rule, index, device)
-    del routes[lib.VSE_ROUTES_MAX :]
-    while routes and not routes[-1].dial:
-        routes.pop()
-    return tuple(routes)
+    return cut(routes, lib.VSE_ROUTES_MAX, lambda route: route.dial)
 
 
 def _routes(rule: Rule, index: int, device: str) -> Iterator[Route]:
@@ -80,11 +76,8 @@ def _target(rule: Rule, device: str) -> bytes | None:
     """The sockaddr, empty for the one that is asked for, None when only Python can tell."""
     if rule.rewrite is None:
         return b""
-    text = rule.rewrite.text
-    if "{address}" in text or "{port}" in text:
-        return None
     try:
-        target = uris.parse(text.replace("{name}", device))
+        target = rule.rewrite.fixed(device)
         return target.sockaddr() if isinstance(target, InetURI) and target.transport == "tcp" else None
     except (URIError, OSError):
         return None

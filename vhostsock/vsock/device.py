@@ -41,7 +41,6 @@ __all__ = ["VsockDevice"]
 
 log = logging.getLogger("vhostsock.vsock")
 
-HEADER: Final = struct_of("struct vsk_hdr")
 CONFIG: Final = struct_of("struct vsk_config")
 CID_HOST: Final[int] = lib.VSK_CID_HOST
 EVENT_RING: Final = 2
@@ -90,12 +89,13 @@ class VsockDevice(EngineDevice):
         publish: Mapping[str, int] | None = None, name: str = "guest", connect_timeout: float = 10.0, max_flows: int = 4096,
         max_pending: int = 1024, buffer: int = 256 << 10, buffers: int = 64 << 20,
     ) -> None:  # fmt: skip
-        limits: dict[str, Any] = {"pairs": 1, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
         if not CID_HOST < guest_cid < 0xFFFFFFFF:
             raise UsageError(f"guest_cid {guest_cid}: must be 3 to {0xFFFFFFFE}; 0, 1 and 2 are taken")
         self._uds_path = None if uds_path is None else os.path.abspath(uds_path)
         self._forwards = {_port(port): _handler(target) for port, target in (forwards or {}).items()}
-        limits["guest_cid"] = guest_cid
+        limits: dict[str, Any] = {
+            "pairs": 1, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers, "guest_cid": guest_cid,
+        }  # fmt: skip
         if len(self._forwards) <= lib.VSE_ROUTES_MAX:  # else the engine asks about every port
             limits |= {"ports": _ports(self._forwards), "ports_path": self._uds_path or ""}
         self.config = CONFIG.build({"guest_cid": guest_cid})
@@ -168,7 +168,7 @@ class VsockDevice(EngineDevice):
         self._log(level, f"%s {text}", ports, *arguments)
 
     def _connect(self, event: Event) -> None:
-        header = HEADER.parse(event.payload)
+        header = ffi.from_buffer("struct vsk_hdr *", event.payload)
         flow = _Flow(f"{header.src_port} -> {header.dst_port}")
         kind = socket.SOCK_SEQPACKET if header.type == lib.VSK_TYPE_SEQPACKET else socket.SOCK_STREAM
         route = self._route(header.dst_port)
