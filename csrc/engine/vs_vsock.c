@@ -169,8 +169,12 @@ static void on_shutdown(struct vse_flow *f, const struct vsk_hdr *h)
 {
 	uint32_t how = (h->flags & VSK_SHUTDOWN_SEND ? VSE_SHUT_SEND : 0) | (h->flags & VSK_SHUTDOWN_RECEIVE ? VSE_SHUT_RECV : 0);
 
+	bool both = ((f->shut | how) & (VSE_SHUT_SEND | VSE_SHUT_RECV)) == (VSE_SHUT_SEND | VSE_SHUT_RECV);
+
+	if (both && f->state == ST_STREAM && !f->shared && !f->wlen)
+		f->fin_sent = true;	/* by close(), below: nobody else holds the socket open */
 	vse_stream_shutdown(f, how);
-	if (f->state != ST_DEAD && (f->shut & (VSE_SHUT_SEND | VSE_SHUT_RECV)) == (VSE_SHUT_SEND | VSE_SHUT_RECV)) {
+	if (f->state != ST_DEAD && both) {
 		say(f, VSK_OP_RST, 0);
 		vse_flow_close(f, false);
 	}
