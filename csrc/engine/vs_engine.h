@@ -49,8 +49,8 @@ enum vse_event_type {
 	VSE_EV_TAKEN = 9,	/* the driver took the connection of vse_call(); else ENDED with ECONNREFUSED comes */
 	VSE_EV_GROUP = 10,	/* answer with vse_group(). payload: the group's URI, error: VSO_GROUP_JOIN or _LEAVE */
 	/*
-	 * for the log: a route connected the flow. payload: its URI, error: vse_route.rule; vsock: that of CONNECT. While Python is behind,
-	 * neither this nor ENDED comes for such a flow, and vse_unlogged() counts it.
+	 * for the log: a route connected the flow. payload: its URI, error: vse_route.rule; vsock: that of CONNECT. While Python is behind, or
+	 * when there were config.log_flows in this second, neither this nor ENDED comes for such a flow, and vse_unlogged() counts its lines.
 	 */
 	VSE_EV_ROUTED = 11
 };
@@ -104,6 +104,7 @@ struct vse_config {
 	char ports_path[97];	/* vsock: other ports lead to the Unix socket PATH_PORT; empty: ask */
 	uint32_t nr_hints;	/* what the driver is told of native destinations, so that it need not ask (VSO_F_HINTS) */
 	struct vso_hint hints[VSO_HINTS_MAX];
+	uint32_t log_flows;	/* of routes, a second, that are told for the log (VSE_EV_ROUTED, and ENDED); 0: all */
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
 };
 

@@ -164,6 +164,21 @@ static int dial(struct vse_flow *f, const union address *to, int *fd, char *loca
 	return rc;
 }
 
+/*
+ * Is there room in the log for one more flow? Telling Python wakes its thread, which then works on the same cores and asks for the same lock:
+ * for one connection after another that was more than half of the back-end's CPU. So what the log would leave out is not told.
+ */
+static bool loggable(struct vse_engine *e)
+{
+	uint64_t second = vse_now_ms() / 1000;
+
+	if (second != e->log_second) {
+		e->log_second = second;
+		e->log_flows = 0;
+	}
+	return e->nevents < VSE_EVENTS_LOG && (!e->config.log_flows || e->log_flows++ < e->config.log_flows);
+}
+
 /* connect the flow to an address, and tell the driver; else what became of it waits for Python. `said`: to the log */
 static bool route(struct vse_flow *f, const union address *to, const char *peer, uint32_t rule, const void *said, uint32_t len)
 {
@@ -187,11 +202,11 @@ static bool route(struct vse_flow *f, const union address *to, const char *peer,
 	}
 	if (rc)
 		return false;	/* of a Unix socket the handler knows more: it tries again itself */
-	if (e->nevents >= VSE_EVENTS_LOG) {
+	if (loggable(e)) {
+		vse_event(e, VSE_EV_ROUTED, f, 0, rule, said, len);
+	} else {
 		f->counted = false;
 		e->unlogged += 2;	/* its end, too */
-	} else {
-		vse_event(e, VSE_EV_ROUTED, f, 0, rule, said, len);
 	}
 	return true;
 }

@@ -256,7 +256,8 @@ struct vse_engine {
 	struct vse_ipx *ipx;		/* the guest's node; NULL: it has none */
 	struct vse_evnode *ev_first, **ev_last;
 	uint32_t nevents;
-	uint64_t unlogged;
+	uint64_t log_second, unlogged;
+	uint32_t log_flows;		/* that Python heard of in that second */
 	struct vse_stats stats;
 
 	struct vs_chain *batch[VSE_BATCH];

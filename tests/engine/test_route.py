@@ -81,6 +81,22 @@ def test_a_route_without_a_target_connects_to_what_is_asked_for(make_engine: Mak
         assert engine.wait_event("ROUTED").payload == uri.encode()
 
 
+def test_connections_beyond_the_logs_are_counted_and_not_told(make_engine: MakeEngine) -> None:
+    with host_listener() as (listener, _):
+        engine = make_engine(config=config(to(listener.getsockname())) | {"log_flows": 1})
+        made = unlogged = 0
+        while not unlogged:  # two in one second
+            flow = engine.driver.connect("tcp://10.0.0.5:80")
+            listener.accept()[0].close()
+            flow.close()
+            made += 1
+            unlogged += lib.vse_unlogged(engine.ptr)
+        engine.take_events()
+        names = [event.name for event in engine.events]
+        assert names.count("ROUTED") == names.count("ENDED") == made - 1
+        assert unlogged == 2
+
+
 @pytest.mark.parametrize("uri", [
     "tcp://10.0.1.0:80", "tcp6://2001:db8::1/80", "tcp://10.0.0.5:080", "tcp://10.0.0.05:80", "tcp://10.0.0.5:65616",
     "tcp://10.0.0.5", "tcp6://::ffff:10.0.0.5/80", "tcp://10.0.0.5:80x", "tcp:/10.0.0.5:80", "tcp://:80", "x",

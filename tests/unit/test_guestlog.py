@@ -38,3 +38,12 @@ def test_lines_of_a_disabled_level_take_no_room(caplog: pytest.LogCaptureFixture
     write(logging.INFO, "y")
     write.flush()
     assert caplog.messages == ["vm1 y"]
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+def test_lines_that_were_not_made_are_told_where_they_would_be_written(caplog: pytest.LogCaptureFixture, level: int) -> None:
+    caplog.set_level(level, "vhostsock.offload")
+    write = GuestLog("vm1", lambda: 0.0)
+    write.left_out(4)
+    write.flush()
+    assert caplog.messages == (["vm1 4 lines left out: more than can be written"] if level == logging.INFO else [])

@@ -62,17 +62,18 @@ class Engine:
     """One engine and its thread. UsageError: a limit is out of range. OSError: the host has no resources for it."""
 
     def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int, guest_cid: int | None = None,
-                 hairpin: str = "", hints: bytes = b"", routes: Any = (), ports: Any = (), ports_path: str = "") -> None:
+                 hairpin: str = "", hints: bytes = b"", routes: Any = (), ports: Any = (), ports_path: str = "",
+                 log_flows: int = 0) -> None:
         """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol. ``hairpin``: the guest's network
         namespace whose loopback is the device's, too. ``hints``: the payload of VSO_HINTS, see hints.py. ``routes``: an
         array of struct vse_route, see routes.py. ``ports``, ``ports_path``: vsock, an array of struct vse_port and where other
-        ports of the host lead, see vs_engine.h."""
+        ports of the host lead, see vs_engine.h. ``log_flows``: of routes, a second, that are told for the log; 0: all."""
         config = ffi.new("struct vse_config *", {
             "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": FEATURES,
             "dialect": lib.VSE_OFFLOAD if guest_cid is None else lib.VSE_VSOCK, "guest_cid": guest_cid or 0,
             "hairpin": hairpin.encode(), "nr_hints": len(hints) // ffi.sizeof("struct vso_hint"),
             "nr_routes": len(routes), "routes": routes or ffi.NULL, "nr_ports": len(ports), "ports": ports or ffi.NULL,
-            "ports_path": os.fsencode(ports_path),
+            "ports_path": os.fsencode(ports_path), "log_flows": log_flows,
         })  # fmt: skip
         if config.nr_hints <= lib.VSO_HINTS_MAX:  # else vse_new complains
             ffi.memmove(config.hints, hints, len(hints))

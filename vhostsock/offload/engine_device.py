@@ -16,7 +16,7 @@ from typing import Any
 from ..device import Device, Queue
 from ..errors import FrontendError
 from .engine import Engine, Event, Stats
-from .guestlog import GuestLog
+from .guestlog import LIMIT, GuestLog
 
 __all__ = ["EngineDevice"]
 
@@ -28,12 +28,12 @@ class EngineDevice(Device):
         self.name = name
         self._logger = logger
         self._log = GuestLog(name, logger=logger)
-        self._limits = limits
+        self._limits = {"log_flows": LIMIT // 2, **limits}  # each has a line when it begins, and one when it ends
         self._engine: Engine | None = None
         self._last_stats = Stats()
         self._tasks: set[asyncio.Task[None]] = set()  # all of ours that are not done
         self._queues: dict[int, Queue] = {}
-        Engine(**limits).close()  # complains about a limit now, not when a front-end comes
+        Engine(**self._limits).close()  # complains about a limit now, not when a front-end comes
 
     # ---- what the devices do differently
 

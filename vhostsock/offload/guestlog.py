@@ -44,8 +44,9 @@ class GuestLog:
             self._logger.log(level, "%s " + text, self._name, *arguments)
 
     def left_out(self, lines: int) -> None:
-        """So many more were not even written."""
-        self._left_out += lines
+        """So many more, of level INFO, were not even made."""
+        if self._logger.isEnabledFor(logging.INFO):
+            self._left_out += lines
 
     def flush(self) -> None:
         """Tell what was left out, if anything."""
