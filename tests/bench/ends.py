@@ -27,13 +27,13 @@ from vhostsock.proto import VirtioFeature
 from vhostsock.testing.flow import pack, pack_open, pack_options
 from vhostsock.testing.frontend import Frontend
 
-__all__ = ["DIRECT", "OFFLOAD", "OTHER_VSOCK", "RELAY", "VSOCK", "Failed", "Near", "started"]
+__all__ = ["DIRECT", "OFFLOAD", "OTHER_VSOCK", "RELAY", "VSOCK", "Failed", "Mix", "Near", "Tools", "started"]
 
 DIRECT, RELAY, OFFLOAD, VSOCK, OTHER_VSOCK = "direct", "relay", "offload", "vsock", "vhost-device-vsock"
 RING = 128  # descriptors, what QEMU gives vhost-user-fs and vhost-user-vsock
 MEMORY = 1 << 24
 CID = 3
-SERVE, CLOSE = 1000, 1001  # ports of the far end, as a vsock guest says them
+SERVE, CLOSE, ANSWER = 1000, 1001, 1002  # ports of the far ends, as a vsock guest says them
 POLICY = """
 [[rule]]
 match = { scheme = "tcp", address = "127.0.0.1" }
@@ -46,10 +46,39 @@ class Failed(Exception):
 
 
 class Far(NamedTuple):
-    """Ports of the far end on loopback: serving, and closing what it accepts."""
+    """Ports of the far ends on loopback: serving, closing what it accepts, and serving in a process of its own."""
 
     serve: int
     close: int
+    answer: int
+
+
+class Mix(NamedTuple):
+    """What bulk flows and questions beside them came to, until it was over: load.h, struct load_mix.
+
+    took    nanoseconds until then
+    whole   nanoseconds until all the bytes had moved
+    moved   bytes of each bulk flow
+    each    nanoseconds of each question and its answer
+    """
+
+    took: int
+    whole: int
+    moved: list[int]
+    each: list[int]
+
+
+class Tools(NamedTuple):
+    """What started() needs, compiled."""
+
+    library: tuple[FFI, Any]
+    far: Path
+    relay: Path
+
+    @classmethod
+    def built(cls, folder: Path) -> Tools:
+        library = loaded(folder, "load", declared("driver"), "load_rings", "load_mix", "driver")
+        return cls(library, built(folder, "far", HERE / "far.c"), built(folder, "relay", HERE / "relay.c"))
 
 
 class Near:
@@ -132,10 +161,22 @@ class Near:
         self._ffi.memmove(self._load.open, payload, len(payload))
         self._load.open_len = len(payload)
 
+    def twin(self) -> Near:
+        """Another near end on the same path, for a thread of its own: sockets have no rings to share. The caller closes it."""
+        near = Near(self.name, (self._ffi, self._lib), "SOCKETS", self.pid, self._load.n_flows, self.far)
+        near.begin()
+        return near
+
+    @property
+    def of_host(self) -> bool:
+        """A program of the host, with sockets."""
+        return bool(self._load.kind == self._lib.LOAD_SOCKETS)
+
     # ---- jobs: nanoseconds. Failed
 
-    def connect(self, first: int, count: int) -> int:
-        self._aim(self.far.serve)
+    def connect(self, first: int, count: int, answering: bool = False) -> int:
+        """``answering``: to the far end that does nothing else, as long as nobody else is sent to it."""
+        self._aim(self.far.answer if answering else self.far.serve)
         return self._check(self._lib.load_connect(self._load, first, count))
 
     def disconnect(self, first: int, count: int) -> int:
@@ -166,6 +207,23 @@ class Near:
         """Send until nothing is taken any more, to a far end that reads nothing. Bytes."""
         return self._check(self._lib.load_stuff(self._load, flow))
 
+    def over(self) -> Any:
+        """What mixes share that are measured together."""
+        return self._ffi.new("int *", 0)
+
+    def mix(
+        self, over: Any, *, flows: range = range(0), to_host: bool = True, amount: int = 0, size: int = 1 << 16,
+        asker: int | None = None, most: int = 0,
+    ) -> Mix:  # fmt: skip
+        """``amount`` bytes on each of ``flows``, and at most so many questions of 64 bytes of ``asker`` meanwhile."""
+        each, moved = self._ffi.new("uint32_t[]", max(most, 1)), self._ffi.new("uint64_t[]", max(len(flows), 1))
+        mix = self._ffi.new("struct load_mix *", {
+            "first": flows.start, "count": len(flows), "to_host": to_host, "amount": amount, "size": size, "question": 64,
+            "asker": self._load.n_flows if asker is None else asker, "most": most, "over": over, "each": each, "moved": moved,
+        })  # fmt: skip
+        whole = self._check(self._lib.load_mix(self._load, mix))
+        return Mix(mix.took, whole, list(moved[0 : len(flows)]), list(each[0 : mix.asked]))
+
     # ---- the process in between
 
     def cpu(self) -> int:
@@ -173,12 +231,15 @@ class Near:
         return self._check(self._lib.load_cpu(self.pid)) if self.pid else 0
 
     def memory(self) -> dict[str, int]:
-        """Of the process in between, bytes: VmHWM (peak), RssAnon (its own now), RssShmem (the guest's), VmRSS."""
+        """Of the process in between, bytes: VmHWM (peak), RssAnon (its own now), RssShmem (the guest's), VmRSS.
+
+        Pss: as VmRSS, but what is shared with others (the interpreter, the guest's memory) counts for each in part.
+        """
         if not self.pid:
             return {}
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        found = {line.split(":")[0]: line.split()[1] for line in lines if line.endswith("kB")}
-        return {name: int(found[name]) * 1024 for name in ("VmHWM", "VmRSS", "RssAnon", "RssShmem")}
+        text = "".join(Path(f"/proc/{self.pid}/{name}").read_text() for name in ("status", "smaps_rollup"))
+        found = {line.split(":")[0]: line.split()[1] for line in text.splitlines() if line.endswith("kB")}
+        return {name: int(found[name]) * 1024 for name in ("VmHWM", "VmRSS", "RssAnon", "RssShmem", "Pss")}
 
 
 @contextlib.contextmanager
@@ -214,19 +275,24 @@ def other_vsock() -> Path:
 
 
 @contextlib.contextmanager
-def started(folder: Path, names: tuple[str, ...], flows: int, pairs: int = 1) -> Iterator[dict[str, Near]]:
-    """The near ends of these names, with room for so many flows each, none connected yet."""
+def started(
+    folder: Path, names: tuple[str, ...], flows: int, pairs: int = 1, tools: Tools | None = None
+) -> Iterator[dict[str, Near]]:
+    """The near ends of these names, with room for so many flows each, none connected yet. ``tools``: from an earlier time."""
     policy = folder / "policy.toml"
     policy.write_text(POLICY)
-    listeners = ["serve:tcp", "close:tcp"]
+    listeners, answering = ["serve:tcp", "close:tcp"], ["serve:tcp"]
     for name in names:
         if name in (VSOCK, OTHER_VSOCK):
             listeners += [f"serve:{folder}/{name}_{SERVE}", f"close:{folder}/{name}_{CLOSE}"]
+            answering.append(f"serve:{folder}/{name}_{ANSWER}")
     serve = (sys.executable, "-m", "vhostsock", "serve")
     quiet = ("--log-level", "error", "--max-flows", str(max(flows, 4096)))
-    library = loaded(folder, "load", declared("driver"), "load_rings", "driver")
+    tools = tools or Tools.built(folder)
+    library = tools.library
     with contextlib.ExitStack() as stack:
-        _, ports = stack.enter_context(_program(built(folder, "far", HERE / "far.c"), *listeners))
+        _, ports = stack.enter_context(_program(tools.far, *listeners))
+        ports += stack.enter_context(_program(tools.far, *answering))[1]
         found = {}
         for name in names:
             path = folder / f"{name}.sock"
@@ -236,7 +302,7 @@ def started(folder: Path, names: tuple[str, ...], flows: int, pairs: int = 1) ->
                 case "direct":
                     near = Near(name, library, "SOCKETS", 0, flows, ports)
                 case "relay":
-                    pid, own = stack.enter_context(_program(built(folder, "relay", HERE / "relay.c"), *map(str, ports)))
+                    pid, own = stack.enter_context(_program(tools.relay, *map(str, ports)))
                     near = Near(name, library, "SOCKETS", pid, flows, own)
                 case "offload":
                     more = (*quiet, "--socket-path", path, "--policy", policy, "--pairs", str(pairs))
@@ -244,10 +310,10 @@ def started(folder: Path, names: tuple[str, ...], flows: int, pairs: int = 1) ->
                     near = Near(name, library, "OFFLOAD", pid, flows, ports, pairs)
                 case "vsock":
                     pid, sock = stack.enter_context(_backend(path, *serve, "vsock", *quiet, "--socket-path", path, *guest))
-                    near = Near(name, library, "VSOCK", pid, flows, (SERVE, CLOSE))
+                    near = Near(name, library, "VSOCK", pid, flows, (SERVE, CLOSE, ANSWER))
                 case _:
                     pid, sock = stack.enter_context(_backend(path, other_vsock(), "--socket", path, *guest))
-                    near = Near(name, library, "VSOCK", pid, flows, (SERVE, CLOSE))
+                    near = Near(name, library, "VSOCK", pid, flows, (SERVE, CLOSE, ANSWER))
             if sock:
                 asyncio.run(near.attach(sock))
             else:

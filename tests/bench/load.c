@@ -19,7 +19,7 @@
 
 enum { EVENTS = 64 };
 
-static uint8_t bytes[LOAD_PIECE];
+static _Thread_local uint8_t bytes[LOAD_PIECE];	/* several loads may run at once, each in a thread of its own */
 
 int load_fail(struct load *l, const char *fmt, ...)
 {
@@ -95,15 +95,14 @@ static int pump_sockets(struct load *l, int wait)
 	return n;
 }
 
-static int pump(struct load *l, int wait)
+int load_pump(struct load *l, int wait)
 {
 	return l->kind == LOAD_SOCKETS ? pump_sockets(l, wait) : load_pump_rings(l, wait);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------- what flows do */
 
-/* len bytes as one message; those that were taken, or -1 */
-static ssize_t put(struct load *l, struct load_flow *f, const void *data, size_t len)
+ssize_t load_put(struct load *l, struct load_flow *f, const void *data, size_t len)
 {
 	uint32_t used = f->tx_cnt - f->peer_fwd, n;
 	ssize_t sent;
@@ -125,12 +124,12 @@ static ssize_t put(struct load *l, struct load_flow *f, const void *data, size_t
 	return n;
 }
 
-static int put_all(struct load *l, struct load_flow *f, const void *data, size_t len)
+int load_put_all(struct load *l, struct load_flow *f, const void *data, size_t len)
 {
 	while (len) {
-		ssize_t n = put(l, f, data, len);
+		ssize_t n = load_put(l, f, data, len);
 
-		if (n < 0 || (!n && pump(l, 1) < 0))
+		if (n < 0 || (!n && load_pump(l, 1) < 0))
 			return -1;
 		data = (const uint8_t *)data + n;
 		len -= (size_t)n;
@@ -138,12 +137,12 @@ static int put_all(struct load *l, struct load_flow *f, const void *data, size_t
 	return 0;
 }
 
-static int request(struct load *l, struct load_flow *f, uint32_t what, uint32_t size, uint64_t amount)
+int load_request(struct load *l, struct load_flow *f, uint32_t what, uint32_t size, uint64_t amount)
 {
 	struct far_request r = { what, size, amount };
 
 	f->got = 0;
-	return put_all(l, f, &r, sizeof(r));
+	return load_put_all(l, f, &r, sizeof(r));
 }
 
 /* the device may wait for us to take what it says before it takes what we say */
@@ -231,7 +230,7 @@ static int all_left(struct load *l, uint32_t first, uint32_t count, int state)
 {
 	for (uint32_t i = first; i < first + count; i++)
 		while (l->flows[i].state == state)
-			if (pump(l, 1) < 0)
+			if (load_pump(l, 1) < 0)
 				return -1;
 	return 0;
 }
@@ -242,7 +241,7 @@ static int64_t step_all(struct load *l, uint32_t first, uint32_t count, int (*st
 	int64_t start = now();
 
 	for (uint32_t i = first; i < first + count; i++)
-		if (step(l, &l->flows[i]) || pump(l, 0) < 0)
+		if (step(l, &l->flows[i]) || load_pump(l, 0) < 0)
 			return -1;
 	return all_left(l, first, count, state) ? -1 : now() - start;
 }
@@ -273,11 +272,11 @@ int64_t load_abort(struct load *l, uint32_t flow)
 	return all_left(l, flow, 1, LOAD_CLOSING) ? -1 : now() - start;
 }
 
-static int all_got(struct load *l, uint32_t first, uint32_t count)
+int load_all_got(struct load *l, uint32_t first, uint32_t count)
 {
 	for (uint32_t i = first; i < first + count; i++)
 		while (l->flows[i].got < l->flows[i].want)
-			if (pump(l, 1) < 0)
+			if (load_pump(l, 1) < 0)
 				return -1;
 	return 0;
 }
@@ -292,7 +291,7 @@ int64_t load_send(struct load *l, uint32_t first, uint32_t count, uint64_t amoun
 
 		f->left = amount;
 		f->want = sizeof(f->answer);
-		if (request(l, f, FAR_SINK, size, amount))
+		if (load_request(l, f, FAR_SINK, size, amount))
 			return -1;
 	}
 	while (busy) {
@@ -304,7 +303,7 @@ int64_t load_send(struct load *l, uint32_t first, uint32_t count, uint64_t amoun
 
 			if (!f->left || (l->kind == LOAD_SOCKETS && f->watched & EPOLLOUT))
 				continue;
-			n = put(l, f, NULL, MIN(f->left, size));
+			n = load_put(l, f, NULL, MIN(f->left, size));
 			if (n < 0)
 				return -1;
 			moved += (uint64_t)n;
@@ -312,10 +311,10 @@ int64_t load_send(struct load *l, uint32_t first, uint32_t count, uint64_t amoun
 			busy -= !f->left;
 		}
 		/* a socket's send() has told the host; a ring is looked at, and kicked, when all have had their turn */
-		if ((!moved || l->kind != LOAD_SOCKETS) && pump(l, !moved) < 0)
+		if ((!moved || l->kind != LOAD_SOCKETS) && load_pump(l, !moved) < 0)
 			return -1;
 	}
-	if (all_got(l, first, count))
+	if (load_all_got(l, first, count))
 		return -1;
 	for (uint32_t i = first; i < first + count; i++)
 		if (l->flows[i].answer != amount)
@@ -329,11 +328,29 @@ int64_t load_receive(struct load *l, uint32_t first, uint32_t count, uint64_t am
 
 	for (uint32_t i = first; i < first + count; i++) {
 		l->flows[i].want = amount;
-		if (request(l, &l->flows[i], FAR_SOURCE, size, amount))
+		if (load_request(l, &l->flows[i], FAR_SOURCE, size, amount))
 			return -1;
 	}
 	load_kick(l);
-	return all_got(l, first, count) ? -1 : now() - start;
+	return load_all_got(l, first, count) ? -1 : now() - start;
+}
+
+int load_await(struct load *l, struct load_flow *f, uint64_t upto)
+{
+	while (f->got < upto) {
+		/* a program that waits for one answer waits in recv() */
+		if (l->kind == LOAD_SOCKETS) {
+			ssize_t n = recv(f->fd, bytes, sizeof(bytes), 0);
+
+			if (n <= 0)
+				return load_fail(l, "recv: %s", n ? strerror(errno) : "the end");
+			if (load_got(l, f, bytes, (size_t)n))
+				return -1;
+		} else if (load_pump(l, 1) < 0) {
+			return -1;
+		}
+	}
+	return 0;
 }
 
 int64_t load_ask(struct load *l, uint32_t flow, uint32_t times, uint32_t size, uint32_t *each)
@@ -342,26 +359,15 @@ int64_t load_ask(struct load *l, uint32_t flow, uint32_t times, uint32_t size, u
 	int64_t start = now(), before, after = 0;
 
 	f->want = (uint64_t)times * size;
-	if (request(l, f, FAR_ECHO, size, f->want))
+	if (load_request(l, f, FAR_ECHO, size, f->want))
 		return -1;
 	for (uint32_t i = 1; i <= times; i++) {
 		before = now();
-		if (put_all(l, f, bytes, size))
+		if (load_put_all(l, f, bytes, size))
 			return -1;
 		load_kick(l);
-		while (f->got < (uint64_t)i * size) {
-			/* a program that waits for one answer waits in recv() */
-			if (l->kind == LOAD_SOCKETS) {
-				ssize_t n = recv(f->fd, bytes, sizeof(bytes), 0);
-
-				if (n <= 0)
-					return load_fail(l, "recv: %s", n ? strerror(errno) : "the end");
-				if (load_got(l, f, bytes, (size_t)n))
-					return -1;
-			} else if (pump(l, 1) < 0) {
-				return -1;
-			}
-		}
+		if (load_await(l, f, (uint64_t)i * size))
+			return -1;
 		after = now();
 		each[i - 1] = (uint32_t)MIN(after - before, UINT32_MAX);
 	}
@@ -393,7 +399,7 @@ int64_t load_cycle(struct load *l, uint32_t first, uint32_t parallel, uint32_t t
 					return -1;
 			}
 		}
-		if (done < total && pump(l, before == done + begun) < 0)
+		if (done < total && load_pump(l, before == done + begun) < 0)
 			return -1;
 	}
 	return now() - start;
@@ -405,14 +411,14 @@ int64_t load_stuff(struct load *l, uint32_t flow)
 	int64_t total = 0;
 	ssize_t n = 1;
 
-	if (request(l, f, FAR_HOLD, 0, 0))
+	if (load_request(l, f, FAR_HOLD, 0, 0))
 		return -1;
 	/* nobody takes anything: when nothing was taken and nothing is told within 200 ms, it is full */
 	for (int quiet = 0; quiet < 20;) {
 		struct timespec t = { .tv_nsec = 10000000 };
 
-		n = put(l, f, NULL, LOAD_PIECE);
-		if (n < 0 || (l->kind != LOAD_SOCKETS && pump(l, 0) < 0))
+		n = load_put(l, f, NULL, LOAD_PIECE);
+		if (n < 0 || (l->kind != LOAD_SOCKETS && load_pump(l, 0) < 0))
 			return -1;
 		total += n;
 		quiet = n ? 0 : quiet + 1;

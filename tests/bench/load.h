@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * load - the near end of tests/bench/flows.py: makes connections and moves bytes over them, from C, to the far end (far.c).
+ * load - the near end of tests/bench/flows.py, scale.py and fair.py: makes connections and moves bytes over them, from C, to the far end (far.c).
  *
  * A flow is one connection, of one of three kinds: a socket of the host, a flow of the offload protocol, or a connection of virtio-vsock; of
  * the last two this is the driver, on rings that a front-end has set up, and copies no payload: a guest would, at its own cost. It behaves
@@ -55,6 +55,22 @@ struct load {
 	char why[128];
 };
 
+/* several things at once; see load_mix() */
+struct load_mix {
+	uint32_t first, count;		/* the bulk flows; count 0: none */
+	int to_host;
+	uint64_t amount;		/* bytes of each, in messages of size */
+	uint32_t size;
+	uint32_t asker;			/* another flow, which asks; count and this one are all that there is. n_flows: nobody asks */
+	uint32_t question, most;	/* bytes of a question, and of its answer; questions, at most */
+	int *over;			/* 0 at first. What is measured ends when it is not; several mixes in several threads may share it */
+	/* found */
+	uint32_t asked;
+	uint32_t *each;			/* ns, of every question that was answered before it was over */
+	uint64_t *moved;		/* bytes of each bulk flow by then */
+	int64_t took;			/* ns, by then */
+};
+
 int load_init(struct load *l);			/* 0, or -1 */
 void load_end(struct load *l);			/* gives back what load_init() took; sockets that are open are closed */
 int load_hello(struct load *l, const void *payload, uint32_t len);	/* offload: 0, or the errno of the answer, or -1 */
@@ -70,6 +86,11 @@ int64_t load_ask(struct load *l, uint32_t flow, uint32_t times, uint32_t size, u
 int64_t load_cycle(struct load *l, uint32_t first, uint32_t parallel, uint32_t total);
 /* from now on the far end reads nothing of this flow; sends what is taken. Bytes, or -1 */
 int64_t load_stuff(struct load *l, uint32_t flow);
+/*
+ * Bulk flows, and one that asks small questions meanwhile, one after another. It is over when the first bulk flow (of any mix that shares
+ * `over`) has moved all of its bytes, or the last question is answered where there is no bulk; then the others move the rest. ns in all.
+ */
+int64_t load_mix(struct load *l, struct load_mix *m);
 int64_t load_cpu(int pid);			/* nanoseconds that a process, all its threads, has used */
 
 /* cdef end */
