@@ -280,8 +280,10 @@ unlock:
 		vso_tx_submit(vs->pair, tx);
 	}
 	if (fallback) {
+		vso_race_atomic();
 		refcount_inc(&vs->ref);		/* the work's */
-		queue_work(system_unbound_wq, &vs->work);
+		if (!queue_work(system_unbound_wq, &vs->work))
+			vso_sock_put(vs);	/* it is being cancelled: the socket is closed or disconnected, and needs no fallback */
 	}
 	if (ends)
 		vso_flow_forget(vs);

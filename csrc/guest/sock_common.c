@@ -163,11 +163,12 @@ static int vso_release(struct socket *sock)
 	}
 	native = vs->row->native;
 	vso_linger(vs, sk);
+	vso_race();
 	abort = READ_ONCE(vs->rx_bytes) || (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime);
 	vso_flow_close(vs, abort ? VSO_CLOSE_ABORT : 0);
 	vso_acceptq_flush(vs);
 	vso_carrier_unlisten(vs, sk);
-	vso_detach(vs, native);
+	vso_detach_sync(vs, native);
 	vso_sock_put(vs);
 	return native->release(sock);
 }

@@ -398,7 +398,7 @@ static int vso_disconnect(struct vso_sock *vs, struct socket *sock, vso_sockaddr
 	vso_carrier_unlisten(vs, sk);
 	sk->sk_err = 0;
 	sock->state = SS_UNCONNECTED;
-	vso_detach(vs, &vs->row->undecided);
+	vso_detach_sync(vs, &vs->row->undecided);
 	mutex_unlock(&vs->req_mutex);
 	return vs->row->native->connect(sock, uaddr, len, flags);
 }
@@ -484,8 +484,9 @@ void vso_native_work(struct work_struct *work)
 	int err;
 
 	spin_lock_bh(&vs->lock);
-	sock = vs->state == VSO_ST_NATIVE ? vs->sock : NULL;	/* stays: release waits for this work */
+	sock = vs->state == VSO_ST_NATIVE ? vs->sock : NULL;	/* stays: release waits for this work, vso_detach_sync() */
 	spin_unlock_bh(&vs->lock);
+	vso_race();
 	if (sock) {
 		vso_flow_close(vs, 0);
 		vso_race();
@@ -511,4 +512,17 @@ bool vso_native_cancel(struct vso_sock *vs)
 	if (cancel_work_sync(&vs->work))
 		vso_sock_put(vs);
 	return READ_ONCE(vs->state) != VSO_ST_GONE;
+}
+
+/**
+ * vso_detach_sync() - vso_detach(), and no native fallback touches the socket from here on
+ *
+ * The device may say NATIVE until the flow is closed, so after any vso_native_cancel() that came before. A fallback that starts now finds
+ * the socket gone; one that had it in hand is waited for, and may have been first to detach. May sleep; not for that work itself.
+ */
+void vso_detach_sync(struct vso_sock *vs, const struct proto_ops *to)
+{
+	vso_detach(vs, to);
+	if (cancel_work_sync(&vs->work))
+		vso_sock_put(vs);
 }

@@ -417,6 +417,7 @@ int vso_undecided_listen(const struct vso_row *row, struct socket *sock, int bac
 int vso_undecided_sendmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len);
 int vso_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 bool vso_native_cancel(struct vso_sock *vs);
+void vso_detach_sync(struct vso_sock *vs, const struct proto_ops *to);
 void vso_native_work(struct work_struct *work);
 
 /* sock_common.c: operations of all offloaded sockets */
