@@ -97,7 +97,9 @@ class Site:
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
         self.vm.qmp.execute("chardev-add", id=f"{self.device}-socket", backend=backend)
         driver, *properties = qemu_args("", name=self.device)[-1].split(",")
-        self.vm.qmp.execute("device_add", driver=driver, **dict(word.split("=") for word in properties))
+        # numbers as numbers: newer versions of QEMU insist
+        typed = {name: int(value) if value.isdecimal() else value for name, value in (word.split("=") for word in properties)}
+        self.vm.qmp.execute("device_add", driver=driver, **typed)
         fetches = "wget -q -O /dev/null http://10.0.0.5/"
         wait_until(lambda: self.vm.run(fetches, check=False).status == 0, "the new device serves")
 
@@ -110,6 +112,11 @@ class Site:
         assert "# SKIP" not in result.text, result.text
         assert re.search(r"^1\.\.[1-9]", result.text, re.MULTILINE), str(result)
         return result.text
+
+    def check_races(self) -> None:
+        """The claims about threads that come between each other's steps, for a module that was built with --races."""
+        for claim in ("threads_that_race", "listener_that_changes_hands", "closing_while_connecting"):
+            self.check(f"CHECK_ONLY={claim} takeover_check 10.0.0.5 7000 fd00::5 7000 192.0.2.1", timeout=10 * WITHIN)
 
     def check_streams(self, host: str, denied: str = "") -> None:
         """All that claims what a TCP client may rely on. ``denied``: an address, a port, the errno that it shall give."""

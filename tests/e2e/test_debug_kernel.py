@@ -7,32 +7,38 @@ What the kernel says on its console fails the test in whose time it says it. By 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import HERE
+from tests.e2e.conftest import initramfs_of
 from tests.e2e.site import Site, site
 from tests.e2e.vm import script, wait_until
 
 pytestmark = [pytest.mark.debug, pytest.mark.timeout(3600)]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@contextmanager
+def debug_site(folder: Path, *build: str) -> Iterator[Site]:
+    """build: more options of build-guest-module."""
     qemu = script("fetch-qemu", "trixie")  # with processors that run in parallel
     kernel = script("build-debug-kernel", timeout=7200)
-    module = script("build-guest-module", "--headers", f"{kernel}/headers")
-    programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
-    root = str(tmp_path_factory.mktemp("initramfs") / "root.cpio")
-    script("mkinitramfs", "--kernel", kernel, "--module", module, *programs, "-o", root)
+    root = initramfs_of(folder, kernel, script("build-guest-module", "--headers", f"{kernel}/headers", *build))
     boot = ("--qemu", qemu, "--kernel", kernel, "--memory", "1G", "--smp", "2")
-    with site(tmp_path_factory.mktemp("site"), root, *boot, pairs=2) as it:
+    with site(folder, root, *boot, pairs=2) as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with debug_site(tmp_path_factory.mktemp("site")) as it:
         yield it
 
 
 def scan_for_leaks(place: Site) -> str:
     """What kmemleak finds that names our module, after two scans: the first may see what is on its way."""
-    place.vm.run("mountpoint -q /sys/kernel/debug || mount -t debugfs debug /sys/kernel/debug")
+    place.vm.run("grep -q ' /sys/kernel/debug ' /proc/mounts || mount -t debugfs debug /sys/kernel/debug")
     for _ in range(2):
         place.vm.run("echo scan >/sys/kernel/debug/kmemleak", timeout=300)
     return place.vm.run("grep -B12 virtio_socket /sys/kernel/debug/kmemleak; true", timeout=100).text
@@ -64,7 +70,8 @@ def test_listener_and_datagram_server_claims_hold(place: Site) -> None:
 
 
 def test_lives_leave_nothing(place: Site) -> None:
-    place.check("life_check 10.0.0.5 7000 7001 7004 192.0.2.1 150", timeout=1200)
+    """The last test of this file says it: kmemleak knows, and KASAN's quarantine makes counts of objects mean little."""
+    place.check("LIVES_UNCOUNTED=1 life_check 10.0.0.5 7000 7001 7004 192.0.2.1 150", timeout=1200)
 
 
 def test_all_who_wait_hear_that_the_guest_was_suspended(place: Site) -> None:
@@ -81,3 +88,10 @@ def test_locks_are_taken_in_one_order_and_nothing_was_leaked(place: Site) -> Non
     assert locks[locks.index("debug_locks:") + 1] == "1", "lockdep gave up: it found something"
     leaks = scan_for_leaks(place)
     assert not leaks, leaks
+
+
+def test_threads_that_linger_between_two_steps_spoil_nothing(tmp_path: Path) -> None:
+    with debug_site(tmp_path, "--races") as races:
+        races.check_races()
+        leaks = scan_for_leaks(races)
+        assert not leaks, leaks

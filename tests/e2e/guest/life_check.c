@@ -4,7 +4,8 @@
  *
  * For a guest with the module, run as root. Each claim lives one kind of life CYCLES times and then looks at the kernel's memory: the
  * slab caches that sockets are made of, all of unreclaimable slab, per-CPU memory, and /proc/net/hwsock, which must be empty. What is freed
- * after an RCU grace period or by the device's answer is waited for; what never comes back fails.
+ * after an RCU grace period or by the device's answer is waited for; what never comes back fails. With LIVES_UNCOUNTED in the environment only
+ * /proc/net/hwsock is looked at: KASAN keeps freed objects for a while, and kmemleak knows better what is lost.
  *
  * PEER: tests/e2e/peer.py; CLOSED: a port of its that refuses; LOOP: a port that leads through the host to this guest's listener on
  * port 8080; NATIVE_HOST: an address that the policy does not name and the guest has no route to.
@@ -89,6 +90,8 @@ static const char *grown(const struct count *before, const struct count *after)
 		snprintf(what, sizeof(what), "%d sockets in /proc/net/hwsock", after->sockets);
 		return what;
 	}
+	if (getenv("LIVES_UNCOUNTED"))
+		return NULL;
 	for (int i = 0; i < after->caches; i++) {
 		const char *name = after->cache[i].name;
 		long was = 0, is = after->cache[i].objects, slack = after->cache[i].slack;
