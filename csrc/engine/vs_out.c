@@ -221,7 +221,7 @@ void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t
 
 void vse_rx_pump(struct vse_pair *p)
 {
-	uint64_t sent = p->e->stats.msgs_out;
+	uint64_t sent = p->e->stats.msgs_out, told = p->e->stats.to_guest;
 	enum vse_turn rc = TURN_DONE;
 	struct vse_flow *f;
 
@@ -240,7 +240,10 @@ void vse_rx_pump(struct vse_pair *p)
 			vse_flow_rest(f);
 			vse_flow_run(f);
 		}
-		/* let the driver work on it while the next flow is served; the call is its EVENT_IDX's decision */
+		if (p->e->stats.to_guest - told < VSE_CALL_BYTES)
+			continue;
+		/* enough for the driver to work on while the next flows are served; the call is its EVENT_IDX's decision */
+		told = p->e->stats.to_guest;
 		if (p->rx.dirty && vs_vq_flush(p->rx.vq) < 0)
 			vse_ring_break(p->e, &p->rx, "%s", vs_vq_error(p->rx.vq)->text);
 		p->rx.dirty = false;

@@ -48,6 +48,7 @@ enum {
 	VSE_IOV = 2 * VS_CHAIN_MAX,	/* iovecs gathered for one run of DATA; one chain has no more */
 	VSE_IOV_CALL = 1024,		/* iovecs of one system call: UIO_MAXIOV */
 	VSE_TURN_BYTES = 262144,	/* bytes to the guest a flow may move before the next flow has its turn */
+	VSE_CALL_BYTES = 262144,	/* bytes to the guest at which the driver hears of them, though other flows have more */
 	VSE_TURN_MSGS = 16,		/* messages, datagrams or connections, likewise */
 	VSE_CTL_PAUSE = 65536,		/* bytes of queued control messages at which a pair stops reading the driver */
 	VSE_EVENTS_LOG = 64,	/* events Python did not take at which those for the log alone are left out */
