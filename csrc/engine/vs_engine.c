@@ -154,7 +154,7 @@ void vse_settle(struct vse_engine *e)
 	vse_flows_reap(e);
 	flush_all(e);
 	/* lingering flows need no look: only the thread itself makes them */
-	if (e->sleeping && (has_work(e) || e->retry_at)) {
+	if (e->sleeping && (has_work(e) || e->retry_at || (!e->looking && vse_look_due(e)))) {
 		e->sleeping = false;
 		vse_signal(e->wake_fd);
 	}
@@ -191,7 +191,7 @@ int vse_ring_attach(struct vse_engine *e, uint32_t ring, struct vs_vq *vq, int k
 	if (!rc) {
 		r->vq = vq;
 		r->kick_fd = kick_fd;
-		r->broken = r->starved = r->dirty = false;
+		r->broken = r->starved = r->dirty = r->stream = r->look = false;
 		r->ready = true;	/* a kick may have come before */
 		vs_vq_disable_kick(vq);
 		vse_ipx_resume(e);
@@ -208,7 +208,7 @@ static void detach(struct vse_engine *e, struct vse_ring *r)
 	if (r->kick_fd >= 0)
 		epoll_ctl(e->ep, EPOLL_CTL_DEL, r->kick_fd, NULL);
 	r->vq = NULL;
-	r->ready = r->starved = r->dirty = false;
+	r->ready = r->starved = r->dirty = r->stream = r->look = false;
 }
 
 void vse_ring_detach(struct vse_engine *e, uint32_t ring)
@@ -306,15 +306,17 @@ static void *thread_main(void *arg)
 	struct epoll_event evs[EPOLL_BATCH];
 	int n, timeout;
 
+	vse_look_begin();
 	lock_in_turn(e);
 	while (!atomic_load_explicit(&e->stopping, memory_order_relaxed)) {
 		timeout = sleep_ms(e);
-		e->sleeping = timeout != 0;
+		e->looking = (e->sleeping = timeout != 0) && vse_look_due(e);
 		unlock(e);
-		n = epoll_wait(e->ep, evs, EPOLL_BATCH, timeout);
+		n = e->looking ? vse_look_wait(e, evs, EPOLL_BATCH) : epoll_wait(e->ep, evs, EPOLL_BATCH, timeout);
 		lock_in_turn(e);
-		e->sleeping = false;
+		e->sleeping = e->looking = false;
 		e->stats.wakeups++;
+		vse_look_turn(e, evs, n);
 		turn(e, evs, n);
 	}
 	unlock(e);

@@ -106,6 +106,8 @@ struct vse_config {
 	struct vso_hint hints[VSO_HINTS_MAX];
 	uint32_t log_flows;	/* of routes, a second, that are told for the log (VSE_EV_ROUTED, and ENDED); 0: all */
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
+	uint32_t quick_ns;	/* a kick so soon after another may be one of a stream (vs_look.c); 0: 100 us */
+	uint32_t look_ns;	/* of a stream, how long messages may lie that need no kick; 0: 50 us */
 };
 
 struct vse_stats {

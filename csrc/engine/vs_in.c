@@ -42,7 +42,11 @@ void vse_tx_batch(struct vse_pair *p)
 
 	for (n = 0; n < VSE_BATCH && (rc = vs_vq_pop(r->vq, e->batch[n])) == 1; n++)
 		vse_ring_poll_mem(r, e->batch[n]->mem);
-	if (!rc) {
+	r->stream = r->stream && n;
+	if (!rc && r->stream) {
+		r->ready = false;
+		r->look = true;
+	} else if (!rc) {
 		r->ready = vs_vq_enable_kick(r->vq);
 		if (r->ready)
 			vs_vq_disable_kick(r->vq);

@@ -5,6 +5,7 @@
  *	vs_engine.c	the thread, the rings, life of the engine
  *	vs_event.c	events for Python
  *	vs_in.c		chains from the driver, in batches
+ *	vs_look.c	the driver's streams of small messages: served without kicks
  *	vs_out.c	chains to the driver, the queue of what found none, the flows' turns
  *	vs_flow.c	flow table, life and death of a flow, the answers of Python
  *	vs_stream.c	bytes of stream flows both ways, half-close, errors, lingering
@@ -50,6 +51,9 @@ enum {
 	VSE_TURN_BYTES = 262144,	/* bytes to the guest a flow may move before the next flow has its turn */
 	VSE_CALL_BYTES = 262144,	/* bytes to the guest at which the driver hears of them, though other flows have more */
 	VSE_TURN_MSGS = 16,		/* messages, datagrams or connections, likewise */
+	VSE_QUICK_NS = 100000,		/* config.quick_ns unless set: a kick so soon after another, with nothing said to the driver between, is one of a stream */
+	VSE_QUICK_MIN = 4,		/* so many such kicks one after the other are a stream */
+	VSE_LOOK_NS = 50000,		/* config.look_ns unless set: how long a stream's messages may lie before they are looked for without a kick */
 	VSE_CTL_PAUSE = 65536,		/* bytes of queued control messages at which a pair stops reading the driver */
 	VSE_EVENTS_LOG = 64,	/* events Python did not take at which those for the log alone are left out */
 	VSE_EVENTS_PAUSE = 4096,	/* events Python did not take at which all pairs stop reading, and listeners accepting */
@@ -92,6 +96,7 @@ enum {
 	VSE_SHUT_RECV = 2,
 };
 
+struct epoll_event;
 struct vse_pair;
 struct vse_dest;
 TAILQ_HEAD(vse_destq, vse_dest);
@@ -178,6 +183,10 @@ struct vse_ring {
 	uint32_t index;
 	bool broken;			/* until it is attached again */
 	bool ready;			/* from the driver: may have chains */
+	bool stream;			/* from the driver: messages come in quick succession, one way; see vs_look.c */
+	bool look;			/* kick is not enabled: the thread will look */
+	uint32_t quick;			/* kicks so far that came so */
+	uint64_t kicked_ns, kicked_out;	/* when the last one came, and stats.msgs_out then */
 	bool starved;			/* to the driver: had no chain, kick is enabled */
 	bool dirty;			/* pushed and not flushed */
 	struct vs_mem *mem;		/* memory of the chains of this turn: looked at for poison */
@@ -236,6 +245,7 @@ struct vse_engine {
 	atomic_bool stopping;
 	int ep, wake_fd, event_fd;
 	bool sleeping;			/* the thread is, or is about to be, in epoll_wait with a timeout */
+	bool looking;			/* and with that of a look; the thread's alone to write */
 
 	bool hello;			/* a driver has said HELLO */
 	uint64_t epoch;
@@ -284,6 +294,12 @@ void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, .
 void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem);
 void vse_turn_now(struct vse_engine *e);	/* serve what host sockets have, in the caller's thread */
 void vse_settle(struct vse_engine *e);		/* at the end of every call from outside: flush, wake the thread if it has work */
+
+/* vs_look.c */
+void vse_look_begin(void);			/* in the thread */
+bool vse_look_due(const struct vse_engine *e);
+int vse_look_wait(const struct vse_engine *e, struct epoll_event *evs, int max);	/* epoll_wait; called without the lock */
+void vse_look_turn(struct vse_engine *e, const struct epoll_event *evs, int n);	/* behind it */
 
 /* vs_in.c */
 void vse_tx_batch(struct vse_pair *p);		/* one batch of the driver's messages */
