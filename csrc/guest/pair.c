@@ -88,23 +88,32 @@ static int vso_tx_add(struct vso_pair *pair, struct vso_tx *tx)
 			sg_set_page(&sg[i + 1], frag[i].page, frag[i].len, frag[i].off);
 	}
 	err = virtqueue_add_outbuf(pair->tx, sg, tx->frags + 1, tx, GFP_ATOMIC);
-	if (!err && vs)
+	if (!err && vs) {
 		WRITE_ONCE(vs->fwd_told, fwd);
+		tx->counted = tx->hdr.type == cpu_to_le16(VSO_DATA);
+		WRITE_ONCE(vs->unread, vs->unread + tx->counted);
+	}
 	return err;
 }
 
-/* collect what the device has read. Called under tx_lock. */
+/* collect what the device has read; what waited for that goes on txq. Called under tx_lock. */
 static void vso_tx_reclaim(struct vso_pair *pair)
 {
 	struct vso_tx *tx;
 	unsigned int len;
 
-	while ((tx = virtqueue_get_buf(pair->tx, &len)))
+	while ((tx = virtqueue_get_buf(pair->tx, &len))) {
+		if (tx->counted) {
+			WRITE_ONCE(tx->vs->unread, tx->vs->unread - 1);
+			if (vso_gather_due(tx->vs))
+				vso_gather_release(pair, tx->vs);
+		}
 		vso_tx_free(tx);
+	}
 }
 
-/* move messages from txq to the ring. Called under tx_lock. Return: kick */
-static bool vso_tx_drain(struct vso_pair *pair)
+/** vso_tx_drain() - move messages from txq to the ring. Called under tx_lock. Return: some were, so a kick may be due */
+bool vso_tx_drain(struct vso_pair *pair)
 {
 	bool added = false;
 	struct vso_tx *tx;
@@ -121,12 +130,12 @@ static bool vso_tx_drain(struct vso_pair *pair)
 			if (vs && atomic_sub_return(tx->truesize, &vs->queued) < VSO_TXQ_LIMIT)
 				vso_write_space(vs);
 		}
-		if (!tx) {
+		if (!tx && list_empty(&pair->held)) {
 			virtqueue_disable_cb(pair->tx);
 			return added;
 		}
-		/* full: an interrupt shall say when a good part of it has been read */
-		if (virtqueue_enable_cb_delayed(pair->tx))
+		/* an interrupt shall say when something has been read or, of a full ring, a good part of it */
+		if (tx ? virtqueue_enable_cb_delayed(pair->tx) : virtqueue_enable_cb(pair->tx))
 			return added;
 		vso_tx_reclaim(pair);
 	}
@@ -153,8 +162,10 @@ int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx)
 	} else {
 		if (type == VSO_SHUTDOWN || type == VSO_CLOSE)
 			vs->fin_queued = true;
-		if (vs)
+		if (vs) {
+			vso_gather_release(pair, vs);
 			atomic_add(tx->truesize, &vs->queued);
+		}
 		list_add_tail(&tx->list, &pair->txq);
 		if (vso_tx_drain(pair))
 			kick = virtqueue_kick_prepare(pair->tx);
@@ -178,7 +189,7 @@ void vso_pong(struct vso_pair *pair, u16 type, u32 cookie)
 	vso_tx_submit(pair, tx);
 }
 
-/** vso_txq_purge() - forget what waits for ring space: the device is gone */
+/** vso_txq_purge() - forget what waits for ring space, or is held: the device is gone */
 void vso_txq_purge(struct vso_pair *pair)
 {
 	struct vso_tx *tx, *next;
@@ -186,6 +197,9 @@ void vso_txq_purge(struct vso_pair *pair)
 
 	spin_lock_bh(&pair->tx_lock);
 	list_splice_init(&pair->txq, &purge);
+	list_for_each_entry(tx, &pair->held, list)
+		WRITE_ONCE(tx->vs->held, NULL);
+	list_splice_init(&pair->held, &purge);
 	spin_unlock_bh(&pair->tx_lock);
 	list_for_each_entry_safe(tx, next, &purge, list) {
 		list_del_init(&tx->list);
@@ -304,6 +318,7 @@ void vso_pair_init(struct vso_pair *pair, struct vso_dev *dev)
 	pair->dev = dev;
 	spin_lock_init(&pair->tx_lock);
 	INIT_LIST_HEAD(&pair->txq);
+	INIT_LIST_HEAD(&pair->held);
 	tasklet_setup(&pair->tasklet, vso_pair_serve);
 }
 

@@ -5,7 +5,8 @@
  * Sending.  A writer reserves credit under the lock, copies its bytes into a message of its own without any lock, and submits it; the
  * order is that of submitting. Nobody who sends waits for somebody who receives. No room (credit, or too much memory of this flow behind a
  * full ring): sleep, or EAGAIN, and want_write asks for the wake-up. Writers wait for a quarter of the window, so that a window which opens
- * byte by byte does not make messages of single bytes; a device that announces at three quarters or earlier never stalls.
+ * byte by byte does not make messages of single bytes; a device that announces at three quarters or earlier never stalls. Small writes
+ * may share a message: gather.c.
  */
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
@@ -195,6 +196,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			break;
 		}
 		if (!n) {
+			vso_gather_flush(vs);
 			err = vso_wait_event(vs, sk, &timeo, vso_send_ready, 0, false);
 			if (err)
 				break;
@@ -206,6 +208,15 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 				vso_unreserve(vs, 1);
 			copied += !err;
 			break;
+		}
+		if (vso_gather_wanted(vs, n)) {
+			err = vso_gather(vs, msg, n);
+			if (err) {
+				vso_unreserve(vs, n);
+				break;
+			}
+			copied += n;
+			continue;
 		}
 		tx = vso_build_data(vs, msg, n);
 		if (IS_ERR(tx)) {
@@ -285,6 +296,8 @@ __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_tab
 		mask |= vs->row->native->poll(file, sock, NULL);
 	else if (READ_ONCE(vs->state) == VSO_ST_GONE)
 		mask = vso_again_poll(sock, file);
+	if (!(mask & poll_requested_events(wait)))
+		vso_gather_flush(vs);
 	vso_sock_put(vs);
 	return mask;
 }

@@ -194,6 +194,7 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 				err = -ENOTCONN;
 			break;
 		}
+		vso_gather_flush(vs);
 		err = vso_wait_event(vs, sk, &timeo, vso_recv_ready, seen, false);
 		if (err)
 			break;

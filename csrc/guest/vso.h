@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, proc.c shows
+ * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, gather.c makes one message of small writes, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -23,7 +23,7 @@
  *   vso_sock.recv_mutex   the readers' side of rxq: taken while bytes are copied to user memory, never while waiting. recv blocks only recv
  *   vso_sock.req_mutex    one LISTEN or option request of a socket on its way at a time (BIND and CONNECT have a state); who ends a
  *                         listener closes the flow first, so that nobody waits for the device any more, and takes it then
- *   vso_pair.tx_lock      (bh) the from-driver ring, txq, vso_sock.fin_queued: the order of the messages of a flow
+ *   vso_pair.tx_lock      (bh) the from-driver ring, txq, vso_sock.fin_queued, held, unread: the order of the messages of a flow
  *   vso_sock.lock         (bh) everything else in struct vso_sock that changes
  *   the sock's wait queue
  *
@@ -128,9 +128,10 @@ struct vso_msg {
 /**
  * struct vso_pair - one pair of rings
  * @tasklet: serves both rings after an interrupt; the only reader of @rx
- * @tx_lock: guards @tx, @txq, @run and vso_sock.fin_queued
+ * @tx_lock: guards @tx, @txq, @held, @run, and of vso_sock fin_queued, held and unread
  * @run: @tx may be touched; false from remove on
  * @txq: messages that found the ring full, in order
+ * @held: what flows hold back, in no order (gather.c)
  * @rx_posted: chains the device holds (tasklet only)
  */
 struct vso_pair {
@@ -141,6 +142,7 @@ struct vso_pair {
 	spinlock_t tx_lock;
 	bool run;
 	struct list_head txq;
+	struct list_head held;
 	unsigned int rx_posted;
 	unsigned int rx_target;
 };
@@ -193,6 +195,7 @@ struct vso_frag {
  * @frags: pages of payload behind @hdr, or 0: then the payload follows @hdr here
  * @truesize: memory it holds
  * @embedded: part of its struct vso_sock, not freed
+ * @counted: in vso_sock.unread
  * @hdr: then either payload, or @frags times struct vso_frag
  */
 struct vso_tx {
@@ -201,6 +204,7 @@ struct vso_tx {
 	u32 truesize;
 	u16 frags;
 	bool embedded;
+	bool counted;
 	bool queued;
 	struct vso_hdr hdr;
 	u8 body[];
@@ -213,6 +217,7 @@ bool vso_dev_hairpin(const char *name);
 struct vso_tx *vso_tx_new(struct vso_sock *vs, u16 type, u32 arg, const void *payload, u32 len, gfp_t gfp);
 int vso_tx_submit(struct vso_pair *pair, struct vso_tx *tx);
 void vso_tx_free(struct vso_tx *tx);
+bool vso_tx_drain(struct vso_pair *pair);
 void vso_txq_purge(struct vso_pair *pair);
 void vso_pair_init(struct vso_pair *pair, struct vso_dev *dev);
 void vso_pair_start(struct vso_pair *pair, struct virtqueue *rx, struct virtqueue *tx);
@@ -224,6 +229,14 @@ void vso_pong(struct vso_pair *pair, u16 type, u32 cookie);
 void vso_dev_broken(struct vso_dev *dev, const char *why);
 int vso_transport_register(void);
 void vso_transport_unregister(void);
+
+/* ------------------------------------------------------------------------------------------------------------ gather.c */
+
+bool vso_gather_wanted(const struct vso_sock *vs, u32 n);
+bool vso_gather_due(const struct vso_sock *vs);
+void vso_gather_release(struct vso_pair *pair, struct vso_sock *vs);
+void vso_gather_flush(struct vso_sock *vs);
+int vso_gather(struct vso_sock *vs, struct msghdr *msg, u32 n);
 
 /* ------------------------------------------------------------------------------------------------------------- hints.c */
 
@@ -317,6 +330,8 @@ struct vso_sock {
 	bool addr_only;			/* datagrams: sendto() names the peer */
 	u8 conn;			/* with addr_only: which side connect() named a peer on, enum vso_where; 0: none */
 	bool fin_queued;		/* SHUTDOWN or CLOSE is queued: no data after it (pair->tx_lock) */
+	u32 unread;			/* DATA in the ring that the device has not read (pair->tx_lock) */
+	struct vso_tx *held;		/* DATA that grows until it may go, gather.c (pair->tx_lock) */
 	bool snd_shut, rcv_shut;	/* shutdown(): ours */
 	bool peer_fin;			/* SHUTDOWN(SEND) came */
 	bool want_write;		/* somebody found no room: wake writers at the next chance */

@@ -165,6 +165,69 @@ static void a_long_echo_with_two_threads_loses_nothing(void)
 	pthread_join(t, NULL);
 }
 
+enum { SMALL_WRITES = 1 << 20 };
+
+/* writes of 1 to 300 bytes, and now and then of some thousands */
+static void *small_writer(void *arg)
+{
+	static uint8_t buf[6000];
+	uint64_t done = 0;
+
+	for (uint32_t i = 1; done < SMALL_WRITES; i++) {
+		size_t n = i % 97 ? i * 2654435761u % 300 + 1 : sizeof(buf);
+
+		for (size_t k = 0; k < n; k++)
+			buf[k] = pattern(done + k);
+		send_all(bulk_fd, buf, n);
+		done += n;
+	}
+	MUST(shutdown(bulk_fd, SHUT_WR) == 0);
+	*(uint64_t *)arg = done;
+	return NULL;
+}
+
+static void small_writes_and_larger_ones_keep_their_order_and_the_fin_its_place(void)
+{
+	static uint8_t buf[50000];
+	uint64_t done = 0, sent = 0;
+	pthread_t t;
+	ssize_t n;
+
+	bulk_fd = ask(&peer, "echo\n");
+	MUST(pthread_create(&t, NULL, small_writer, &sent) == 0);
+	while ((n = recv(bulk_fd, buf, sizeof(buf), 0)) > 0) {
+		for (ssize_t i = 0; i < n; i++)
+			if (buf[i] != pattern(done + i))
+				fail("byte %llu is %02x, not %02x", (unsigned long long)(done + i), buf[i], pattern(done + i));
+		done += n;
+	}
+	SAME(n, 0);
+	pthread_join(t, NULL);
+	SAME(done, sent);
+}
+
+/* nothing of what was written waits for a further call on the socket */
+static void small_writes_that_no_other_call_follows_arrive(void)
+{
+	int fd = ask(&peer, "echo\n"), there = 0, sent = 0;
+	uint8_t byte = 0;
+
+	for (int round = 0; round < 20; round++) {
+		for (int i = 0; i < 50; i++, sent++) {
+			byte = pattern(sent);
+			send_all(fd, &byte, 1);
+		}
+		while (there < sent)	/* looks at the socket, and neither waits nor reads */
+			MUST(ioctl(fd, FIONREAD, &there) == 0);
+		SAME(there, sent);
+	}
+	for (int i = 0; i < sent; i++) {
+		SAME(recv(fd, &byte, 1, 0), 1);
+		SAME(byte, pattern(i));
+	}
+	close(fd);
+}
+
 static void a_peer_that_does_not_read_blocks_this_socket_only(void)
 {
 	static char buf[65536];
@@ -256,6 +319,8 @@ int main(int argc, char **argv)
 	C(sending_after_shutdown_is_epipe_and_sigpipe);
 	C(recv_flags_peek_dontwait_waitall_trunc);
 	C(a_long_echo_with_two_threads_loses_nothing);
+	C(small_writes_and_larger_ones_keep_their_order_and_the_fin_its_place);
+	C(small_writes_that_no_other_call_follows_arrive);
 	C(a_peer_that_does_not_read_blocks_this_socket_only);
 	C(a_hundred_connections_one_after_another);
 	C(sixty_connections_at_once);
