@@ -26,8 +26,6 @@
 
 #include "vse_priv.h"
 
-enum { EPOLL_BATCH = 256 };
-
 uint64_t vse_now_ms(void)
 {
 	struct timespec ts;
@@ -71,11 +69,6 @@ static void unlock(struct vse_engine *e)
 }
 
 /* --------------------------------------------------------------------------------------------------------------- rings */
-
-static bool usable(const struct vse_ring *r)
-{
-	return r->vq && !r->broken;
-}
 
 void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, ...)
 {
@@ -133,18 +126,13 @@ static void flush_all(struct vse_engine *e)
 
 static bool tx_work(const struct vse_pair *p)
 {
-	return p->tx.ready && usable(&p->tx) && p->ctl_tail - p->ctl_head < VSE_CTL_PAUSE && !vse_paused(p->e);
-}
-
-static bool rx_work(const struct vse_pair *p)
-{
-	return usable(&p->rx) && !p->rx.starved && (!vse_ctl_empty(p) || !TAILQ_EMPTY(&p->runq));
+	return p->tx.ready && vse_usable(&p->tx) && p->ctl_tail - p->ctl_head < VSE_CTL_PAUSE && !vse_paused(p->e);
 }
 
 static bool has_work(const struct vse_engine *e)
 {
 	for (uint32_t i = 0; i < e->config.pairs; i++)
-		if (tx_work(&e->pairs[i]) || rx_work(&e->pairs[i]))
+		if (tx_work(&e->pairs[i]) || vse_rx_work(&e->pairs[i]))
 			return true;
 	return false;
 }
@@ -166,7 +154,7 @@ void vse_unlock(struct vse_engine *e)
 	unlock(e);
 }
 
-static struct vse_ring *ring_of(struct vse_engine *e, uint32_t ring)
+struct vse_ring *vse_ring_of(struct vse_engine *e, uint32_t ring)
 {
 	if (ring / 2 >= e->config.pairs)
 		return NULL;
@@ -176,7 +164,7 @@ static struct vse_ring *ring_of(struct vse_engine *e, uint32_t ring)
 int vse_ring_attach(struct vse_engine *e, uint32_t ring, struct vs_vq *vq, int kick_fd, struct vs_err *err)
 {
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = (uint64_t)ring << VSE_SLOT_BITS | VSE_SLOT_KICK };
-	struct vse_ring *r = ring_of(e, ring);
+	struct vse_ring *r = vse_ring_of(e, ring);
 	int rc = 0;
 
 	if (!r)
@@ -213,7 +201,7 @@ static void detach(struct vse_engine *e, struct vse_ring *r)
 
 void vse_ring_detach(struct vse_engine *e, uint32_t ring)
 {
-	struct vse_ring *r = ring_of(e, ring);
+	struct vse_ring *r = vse_ring_of(e, ring);
 
 	if (!r)
 		return;
@@ -224,38 +212,11 @@ void vse_ring_detach(struct vse_engine *e, uint32_t ring)
 
 /* ---------------------------------------------------------------------------------------------------------- the thread */
 
-static void kicked(struct vse_engine *e, uint32_t ring)
-{
-	struct vse_ring *r = ring_of(e, ring);
-
-	if (!r || !r->vq)
-		return;
-	vs_vq_disable_kick(r->vq);
-	r->ready = true;
-	r->starved = false;
-	vse_ipx_resume(e);
-}
-
 static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 {
 	uint64_t now;
 
-	for (int i = 0; i < n; i++) {
-		uint64_t data = evs[i].data.u64;
-		uint32_t slot = data & VSE_SLOT_MASK;
-		struct vse_flow *f;
-		uint64_t count;
-
-		if (slot == VSE_SLOT_KICK)
-			kicked(e, (uint32_t)(data >> VSE_SLOT_BITS));
-		else if (slot == VSE_SLOT_WAKE) {
-			if (read(e->wake_fd, &count, sizeof(count)) < 0)
-				continue;
-		} else if (slot == VSE_SLOT_IPX) {
-			vse_ipx_turn(e);
-		} else if ((f = vse_flow_of(e, data)))	/* else: ended earlier in this batch */
-			vse_flow_ready(f, evs[i].events);
-	}
+	vse_polled(e, evs, n);
 	for (uint32_t i = 0; i < e->config.pairs; i++) {
 		struct vse_pair *p = &e->pairs[i];
 
@@ -263,7 +224,7 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 			vse_tx_batch(p);
 			ring_flush(e, &p->tx);
 		}
-		if (rx_work(p))
+		if (vse_rx_work(p))
 			vse_rx_pump(p);
 	}
 	if (e->retry_at || !TAILQ_EMPTY(&e->linger)) {
@@ -277,8 +238,8 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 
 void vse_turn_now(struct vse_engine *e)
 {
-	struct epoll_event evs[EPOLL_BATCH];
-	int n = epoll_wait(e->ep, evs, EPOLL_BATCH, 0);
+	struct epoll_event evs[VSE_EPOLL_BATCH];
+	int n = epoll_wait(e->ep, evs, VSE_EPOLL_BATCH, 0);
 
 	if (n > 0)
 		turn(e, evs, n);
@@ -303,7 +264,7 @@ static int sleep_ms(struct vse_engine *e)
 static void *thread_main(void *arg)
 {
 	struct vse_engine *e = arg;
-	struct epoll_event evs[EPOLL_BATCH];
+	struct epoll_event evs[VSE_EPOLL_BATCH];
 	int n, timeout;
 
 	vse_look_begin();
@@ -312,7 +273,7 @@ static void *thread_main(void *arg)
 		timeout = sleep_ms(e);
 		e->looking = (e->sleeping = timeout != 0) && vse_look_due(e);
 		unlock(e);
-		n = e->looking ? vse_look_wait(e, evs, EPOLL_BATCH) : epoll_wait(e->ep, evs, EPOLL_BATCH, timeout);
+		n = e->looking ? vse_look_wait(e, evs, VSE_EPOLL_BATCH) : epoll_wait(e->ep, evs, VSE_EPOLL_BATCH, timeout);
 		lock_in_turn(e);
 		e->sleeping = e->looking = false;
 		e->stats.wakeups++;
@@ -400,6 +361,7 @@ struct vse_engine *vse_new(const struct vse_config *config, struct vs_err *err)
 		p->rx.index = 2 * i;
 		p->tx.index = 2 * i + 1;
 		TAILQ_INIT(&p->runq);
+		TAILQ_INIT(&p->lightq);
 	}
 
 	e->ep = epoll_create1(EPOLL_CLOEXEC);

@@ -86,17 +86,17 @@ void vse_flow_unhash(struct vse_flow *f)
 
 void vse_flow_run(struct vse_flow *f)
 {
-	if (!f->queued) {
-		f->queued = true;
-		TAILQ_INSERT_TAIL(&f->pair->runq, f, run);
+	if (!f->queue) {
+		f->queue = f->heavy ? &f->pair->runq : &f->pair->lightq;
+		TAILQ_INSERT_TAIL(f->queue, f, run);
 	}
 }
 
 void vse_flow_rest(struct vse_flow *f)
 {
-	if (f->queued) {
-		f->queued = false;
-		TAILQ_REMOVE(&f->pair->runq, f, run);
+	if (f->queue) {
+		TAILQ_REMOVE(f->queue, f, run);
+		f->queue = NULL;
 	}
 }
 

@@ -6,6 +6,10 @@
  * copied and checked, then the dialect serves them in order, several together where it can, then all chains are completed. Together go the
  * data of one flow, also when other flows' data and credit stand between: flows have no order among each other. What stands
  * behind a malformed message is not served: the ring is broken there.
+ *
+ * For the same reason a small message need not wait for the large ones of other flows. What is behind more than VSE_POLL_BYTES in a
+ * batch goes before all others if it is small and its flow's first, up to a message that is about more than bytes. And whenever
+ * VSE_POLL_BYTES went to the host, what light flows (vs_turn.c) have for the driver goes to it before the batch goes on.
  */
 #include "vse_priv.h"
 
@@ -32,12 +36,51 @@ static void break_on_header(struct vse_pair *p, int i)
 		p->e->dialect->complain(p, i);
 }
 
+/* the first bytes of flows which are a few, behind many of others */
+static void serve_light(struct vse_pair *p, int end)
+{
+	uint64_t flow[VSE_BATCH], ahead = 0;
+	struct vse_engine *e = p->e;
+	uint32_t len[VSE_BATCH];
+	int n, k;
+
+	for (n = 0; n < end && e->dialect->plain(e, n, &flow[n], &len[n]); n++)
+		;
+	for (int i = 0; i < n && !p->tx.broken; i++) {
+		ahead += len[i];
+		if (!len[i] || len[i] > VSE_LIGHT_MSG || ahead <= VSE_POLL_BYTES || e->served >> i & 1)
+			continue;
+		for (k = 0; k < i && flow[k] != flow[i]; k++)
+			;
+		if (k == i)
+			e->dialect->serve(p, i, end);
+	}
+}
+
+static void serve_all(struct vse_pair *p, int end)
+{
+	struct vse_engine *e = p->e;
+	uint64_t sent = e->stats.to_host;
+
+	for (int i = 0; i < end && !p->tx.broken; i++) {
+		if (e->served >> i & 1)
+			continue;
+		if (e->stats.to_host - sent >= VSE_POLL_BYTES) {
+			vse_poll_light(e);
+			sent = e->stats.to_host;
+		}
+		e->dialect->serve(p, i, end);
+	}
+}
+
 static_assert(VSE_BATCH <= 64, "e->served has a bit for each chain");
 
 void vse_tx_batch(struct vse_pair *p)
 {
 	struct vse_engine *e = p->e;
 	struct vse_ring *r = &p->tx;
+	uint64_t bytes = 0;
+	bool small = false;
 	int n, i, end, rc = 1;
 
 	for (n = 0; n < VSE_BATCH && (rc = vs_vq_pop(r->vq, e->batch[n])) == 1; n++)
@@ -51,13 +94,19 @@ void vse_tx_batch(struct vse_pair *p)
 		if (r->ready)
 			vs_vq_disable_kick(r->vq);
 	}
-	for (end = 0; end < n && header_ok(e, end); end++)
-		;
+	for (end = 0; end < n && header_ok(e, end); end++) {
+		uint64_t len = e->batch[end]->out_len;
+
+		small = small || (bytes > VSE_POLL_BYTES && len <= VSE_LIGHT_MSG + e->dialect->hdr_len);
+		bytes += len;
+	}
 	e->stats.msgs_in += (uint64_t)end;
 	e->served = 0;
-	for (i = 0; i < end && !r->broken; i++)
-		if (!(e->served >> i & 1))
-			e->dialect->serve(p, i, end);
+	e->serving = true;
+	if (small)
+		serve_light(p, end);
+	serve_all(p, end);
+	e->serving = false;
 	if (end < n)
 		break_on_header(p, end);
 	else if (rc < 0)

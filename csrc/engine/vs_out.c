@@ -35,11 +35,6 @@ size_t vse_payload_iov(const struct vs_chain *c, bool writable, size_t skip, siz
 	return total;
 }
 
-bool vse_ctl_empty(const struct vse_pair *p)
-{
-	return p->ctl_head == p->ctl_tail;
-}
-
 struct vs_chain *vse_rx_get(struct vse_pair *p)
 {
 	struct vse_ring *r = &p->rx;
@@ -122,7 +117,7 @@ size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt)
 		return 0;
 	total = e->rx_len[0] = (uint32_t)room_in(e, c, limit, e->iov, cnt);
 	e->n_gathered = 1;
-	while (total < want && total < limit && e->n_gathered < VSE_BATCH) {
+	while (total < want && total < limit && e->n_gathered < VSE_BATCH && !e->serving) {
 		c = gathered(e, e->n_gathered);
 		rc = vs_vq_pop(p->rx.vq, c);
 		if (!rc)
@@ -187,7 +182,7 @@ static bool ctl_append(struct vse_pair *p, const void *hdr, const void *payload,
 	return true;
 }
 
-static bool ctl_drain(struct vse_pair *p)
+bool vse_ctl_drain(struct vse_pair *p)
 {
 	uint32_t hdr_len = p->e->dialect->hdr_len, len;
 	struct vs_chain *c;
@@ -216,36 +211,5 @@ void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t
 		vse_rx_put(p, c, hdr, len);
 	} else if (!ctl_append(p, hdr, payload, len) && p->rx.vq) {
 		vse_ring_break(p->e, &p->rx, "no memory for a message to the driver");
-	}
-}
-
-void vse_rx_pump(struct vse_pair *p)
-{
-	uint64_t sent = p->e->stats.msgs_out, told = p->e->stats.to_guest;
-	enum vse_turn rc = TURN_DONE;
-	struct vse_flow *f;
-
-	if (!ctl_drain(p))
-		return;
-	while (rc != TURN_STARVED && (f = TAILQ_FIRST(&p->runq)) && p->e->stats.msgs_out - sent < VSE_BATCH) {
-		switch (f->state) {
-		case ST_STREAM: rc = vse_stream_turn(f); break;
-		case ST_LISTEN: rc = vse_listen_turn(f); break;
-		case ST_DGRAM: rc = vse_dgram_turn(f); break;
-		default: rc = TURN_DONE;
-		}
-		if (rc == TURN_DONE) {
-			vse_flow_rest(f);
-		} else if (rc == TURN_AGAIN && f->queued) {
-			vse_flow_rest(f);
-			vse_flow_run(f);
-		}
-		if (p->e->stats.to_guest - told < VSE_CALL_BYTES)
-			continue;
-		/* enough for the driver to work on while the next flows are served; the call is its EVENT_IDX's decision */
-		told = p->e->stats.to_guest;
-		if (p->rx.dirty && vs_vq_flush(p->rx.vq) < 0)
-			vse_ring_break(p->e, &p->rx, "%s", vs_vq_error(p->rx.vq)->text);
-		p->rx.dirty = false;
 	}
 }

@@ -277,7 +277,7 @@ static ssize_t take(struct vse_flow *f, uint32_t window, bool *empty)
 
 enum vse_turn vse_seq_turn(struct vse_flow *f)
 {
-	int64_t budget = VSE_TURN_BYTES;
+	int64_t budget = vse_budget(f);
 
 	for (int msgs = 0; f->state == ST_STREAM; msgs++) {
 		uint32_t window = vse_stream_window(f);

@@ -166,7 +166,7 @@ static void answer(struct vse_flow *f, const struct vso_hdr *req, int error, con
 	vse_send(f->pair, &h, buf, h.len);
 }
 
-void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload)
+static void set_option(struct vse_flow *f, const struct vso_hdr *h, const void *payload)
 {
 	const uint8_t *value = (const uint8_t *)payload + sizeof(struct vso_sockopt);
 	struct vso_sockopt o;
@@ -201,7 +201,7 @@ static int host_queue(const struct vse_flow *f, uint32_t name, void *value, sock
 	return 0;
 }
 
-void vse_getsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload)
+static void get_option(struct vse_flow *f, const struct vso_hdr *h, const void *payload)
 {
 	uint8_t value[VSO_OPTVAL_MAX];
 	struct vso_sockopt o;
@@ -222,4 +222,15 @@ void vse_getsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *pay
 		error = host_error(errno);
 	o.len = error ? 0 : len;
 	answer(f, h, error, &o, value);
+}
+
+void vse_sockopt_said(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
+{
+	uint8_t payload[sizeof(struct vso_sockopt) + VSO_OPTVAL_MAX] = { 0 };
+
+	vs_chain_read(c, sizeof(*h), payload, h->len < sizeof(payload) ? h->len : sizeof(payload));
+	if (h->type == VSO_SETSOCKOPT)
+		set_option(f, h, payload);
+	else
+		get_option(f, h, payload);
 }

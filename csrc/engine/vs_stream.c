@@ -11,7 +11,7 @@
  * driver last heard (`told`). That cannot stall: when all is forwarded, either the driver knows of more than half of its
  * window, or the other half is being told.
  *
- * To the guest.  A readable flow with window takes its turn on the run queue: chains, one read straight into them, at most
+ * To the guest.  A readable flow with window takes its turn on a run queue (vs_turn.c): chains, one read straight into them, at most
  * VSE_TURN_BYTES, then the next flow. Without chains the queue waits for the rx kick.
  *
  * The end.  In the order of TCP: data, then EOF (SHUTDOWN SEND, once) or the error (RESET). An error that a write meets is
@@ -365,7 +365,7 @@ void vse_stream_quiet(struct vse_flow *f, ssize_t rc)
 
 static enum vse_turn read_turn(struct vse_flow *f)
 {
-	int64_t budget = VSE_TURN_BYTES;
+	int64_t budget = vse_budget(f);
 	bool full = false;
 
 	for (int msgs = 0; f->state == ST_STREAM && f->readable && !f->host_eof; msgs++) {

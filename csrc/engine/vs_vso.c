@@ -344,17 +344,6 @@ static void on_listen(struct vse_flow *f, const struct vso_hdr *h, const struct 
 		vse_listen(f, h);
 }
 
-static void on_sockopt(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c)
-{
-	uint8_t payload[sizeof(struct vso_sockopt) + VSO_OPTVAL_MAX] = { 0 };
-
-	vs_chain_read(c, sizeof(*h), payload, MIN(h->len, sizeof(payload)));
-	if (h->type == VSO_SETSOCKOPT)
-		vse_setsockopt(f, h, payload);
-	else
-		vse_getsockopt(f, h, payload);
-}
-
 #define IN(state) (1u << ST_##state)
 
 /*
@@ -382,8 +371,8 @@ static const struct message {
 	[VSO_DEST] = { .on_flow = on_dest, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_GROUP] = { .on_flow = on_group, .legal = IN(DGRAM), .ignored = IN(DEAD) },
 	[VSO_LISTEN] = { .on_flow = on_listen, .legal = IN(BOUND) | IN(LISTEN), .ignored = IN(DEAD) },
-	[VSO_SETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
-	[VSO_GETSOCKOPT] = { .on_flow = on_sockopt, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
+	[VSO_SETSOCKOPT] = { .on_flow = vse_sockopt_said, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
+	[VSO_GETSOCKOPT] = { .on_flow = vse_sockopt_said, .legal = IN(NEW) | IN(BOUND) | IN(LISTEN) | IN(STREAM) | IN(DGRAM) | IN(DEAD) },
 };
 
 static const struct message *message_of(uint16_t type)
@@ -446,6 +435,15 @@ static bool well_formed(const struct vse_engine *e, int i)
 	return h->len <= VSO_PAYLOAD_MAX && h->len <= c->out_len - sizeof(*h) && message_of(h->type);
 }
 
+static bool plain(const struct vse_engine *e, int i, uint64_t *flow, uint32_t *len)
+{
+	const struct vso_hdr *h = &e->hdrs[i].vso;
+
+	*flow = h->flow;
+	*len = h->type == VSO_DATA ? h->len : 0;
+	return h->type == VSO_DATA || h->type == VSO_CREDIT;
+}
+
 static void complain(struct vse_pair *p, int i)
 {
 	const struct vs_chain *c = p->e->batch[i];
@@ -479,6 +477,7 @@ const struct vse_dialect vse_vso = {
 	.hdr_len = sizeof(struct vso_hdr),
 	.rx_min = VSO_RX_MIN,
 	.well_formed = well_formed,
+	.plain = plain,
 	.complain = complain,
 	.serve = serve,
 	.payload_len = payload_len,

@@ -273,6 +273,15 @@ static bool well_formed(const struct vse_engine *e, int i)
 	return e->hdrs[i].vsock.len <= e->batch[i]->out_len - sizeof(struct vsk_hdr);
 }
 
+static bool plain(const struct vse_engine *e, int i, uint64_t *flow, uint32_t *len)
+{
+	const struct vsk_hdr *h = &e->hdrs[i].vsock;
+
+	*flow = id_of(h->src_port, h->dst_port);
+	*len = h->op == VSK_OP_RW ? h->len : 0;
+	return h->op == VSK_OP_RW || h->op == VSK_OP_CREDIT_UPDATE;
+}
+
 static void complain(struct vse_pair *p, int i)
 {
 	const struct vs_chain *c = p->e->batch[i];
@@ -304,6 +313,7 @@ const struct vse_dialect vse_vsock = {
 	.hdr_len = sizeof(struct vsk_hdr),
 	.rx_min = sizeof(struct vsk_hdr) + 1,
 	.well_formed = well_formed,
+	.plain = plain,
 	.complain = complain,
 	.serve = serve,
 	.payload_len = payload_len,

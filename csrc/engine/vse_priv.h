@@ -6,7 +6,8 @@
  *	vs_event.c	events for Python
  *	vs_in.c		chains from the driver, in batches
  *	vs_look.c	the driver's streams of small messages: served without kicks
- *	vs_out.c	chains to the driver, the queue of what found none, the flows' turns
+ *	vs_out.c	chains to the driver, the queue of what found none
+ *	vs_turn.c	the flows' turns, what epoll said
  *	vs_flow.c	flow table, life and death of a flow, the answers of Python
  *	vs_stream.c	bytes of stream flows both ways, half-close, errors, lingering
  *	vs_seqpkt.c	messages of seqpacket flows both ways
@@ -45,6 +46,7 @@
 
 enum {
 	VSE_BATCH = 64,			/* chains popped from a ring before its completions are flushed */
+	VSE_EPOLL_BATCH = 256,		/* events of one look at the host sockets */
 	VSE_RUN_GAP = 16,		/* chains of other flows between two messages that go to a host socket in one call */
 	VSE_IOV = 2 * VS_CHAIN_MAX,	/* iovecs gathered for one run of DATA; one chain has no more */
 	VSE_IOV_CALL = 1024,		/* iovecs of one system call: UIO_MAXIOV */
@@ -54,6 +56,10 @@ enum {
 	VSE_QUICK_NS = 100000,		/* config.quick_ns unless set: a kick so soon after another, with nothing said to the driver between, is one of a stream */
 	VSE_QUICK_MIN = 4,		/* so many such kicks one after the other are a stream */
 	VSE_LOOK_NS = 50000,		/* config.look_ns unless set: how long a stream's messages may lie before they are looked for without a kick */
+	VSE_POLL_BYTES = 524288,	/* bytes after which host sockets are looked at again: 64 KiB are some 20 us */
+	VSE_LIGHT_BYTES = 16384,	/* a light flow moves no more in a turn: 16 of their turns are one of a heavy flow */
+	VSE_LIGHT_TURNS = 16,		/* turns of light flows before a heavy one has its turn */
+	VSE_LIGHT_MSG = 4096,		/* bytes of the driver's message that need not wait for larger ones of other flows */
 	VSE_CTL_PAUSE = 65536,		/* bytes of queued control messages at which a pair stops reading the driver */
 	VSE_EVENTS_LOG = 64,	/* events Python did not take at which those for the log alone are left out */
 	VSE_EVENTS_PAUSE = 4096,	/* events Python did not take at which all pairs stop reading, and listeners accepting */
@@ -108,7 +114,8 @@ struct vse_flow {
 	int fd;				/* -1: none */
 	struct vse_pair *pair;
 	struct vse_flow *hash_next;
-	TAILQ_ENTRY(vse_flow) run;	/* on pair->runq when queued */
+	struct vse_flowq *queue;	/* pair->runq or pair->lightq when queued, else NULL */
+	TAILQ_ENTRY(vse_flow) run;	/* on *queue when queued */
 	TAILQ_ENTRY(vse_flow) aux;	/* on engine->linger (LINGER), engine->stalled (LISTEN, when stalled) or engine->gone */
 
 	/* what Python was asked: VSE_EV_CONNECT, VSE_EV_BIND or 0; with the request's cookie and options */
@@ -131,7 +138,7 @@ struct vse_flow {
 	bool greet;			/* CALLING: the host's end waits for "OK PORT" */
 	bool gone;			/* on engine->gone: the id is given back, freed at the end of the turn */
 	bool counted;			/* was connected or bound: ENDED is due */
-	bool queued;			/* on pair->runq */
+	bool heavy;			/* its last turn was more than a light one, see vs_turn.c */
 	bool stalled;			/* on engine->stalled */
 	bool polled;			/* fd is in epoll */
 	bool shared;			/* somebody else may have a duplicate of fd */
@@ -195,7 +202,8 @@ struct vse_ring {
 struct vse_pair {
 	struct vse_engine *e;
 	struct vse_ring rx, tx;		/* from the driver's view: rx to the driver, tx from it */
-	struct vse_flowq runq;		/* flows that may have something for the driver */
+	struct vse_flowq runq, lightq;	/* flows that may have something for the driver: heavy and light ones */
+	uint32_t light_turns;		/* since a heavy flow had one */
 	uint8_t *ctl;			/* control messages that found no chain: [head, tail) of header + payload each */
 	size_t ctl_head, ctl_tail, ctl_cap;
 };
@@ -216,6 +224,8 @@ struct vse_dialect {
 
 	/* from the driver */
 	bool (*well_formed)(const struct vse_engine *e, int i);	/* all of hdr_len was there */
+	/* is batch[i] about a flow's bytes and nothing else? Then of which (any number that no other has), and how many */
+	bool (*plain)(const struct vse_engine *e, int i, uint64_t *flow, uint32_t *len);
 	void (*complain)(struct vse_pair *p, int i);		/* it was not well-formed: break the ring and say why */
 	void (*serve)(struct vse_pair *p, int first, int end);	/* batch[first], and what else it says in e->served */
 
@@ -275,6 +285,7 @@ struct vse_engine {
 	union vse_hdr hdrs[VSE_BATCH];
 	uint64_t served;		/* bit i: batch[i] was served together with one before it */
 	struct vs_chain *rx_chain;
+	bool serving;			/* batch is in use, see vse_poll_light() */
 	int n_gathered;			/* chains of vse_rx_gather(), and the payload that each has room for */
 	uint32_t rx_len[VSE_BATCH];
 	struct iovec iov[VSE_IOV + 8];
@@ -293,6 +304,8 @@ uint64_t vse_now_ms(void);
 void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem);
 void vse_turn_now(struct vse_engine *e);	/* serve what host sockets have, in the caller's thread */
+static inline bool vse_usable(const struct vse_ring *r) { return r->vq && !r->broken; }
+struct vse_ring *vse_ring_of(struct vse_engine *e, uint32_t ring);	/* NULL: none of that number */
 void vse_settle(struct vse_engine *e);		/* at the end of every call from outside: flush, wake the thread if it has work */
 
 /* vs_look.c */
@@ -311,10 +324,26 @@ void vse_rx_unget(struct vse_pair *p, struct vs_chain *c);
 /* chains for want bytes of payload, at most limit, as e->iov[0..*cnt); returns what fits, 0: no chain now. Then vse_rx_gathered() */
 size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt);
 void vse_rx_gathered(struct vse_flow *f, size_t len);	/* len bytes are in place: say so; the other chains go back */
-void vse_rx_pump(struct vse_pair *p);		/* queued control messages, then what flows have */
-bool vse_ctl_empty(const struct vse_pair *p);
+bool vse_ctl_drain(struct vse_pair *p);		/* queued control messages; false: some are left */
+static inline bool vse_ctl_empty(const struct vse_pair *p) { return p->ctl_head == p->ctl_tail; }
 void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len);	/* now, or queued */
 size_t vse_payload_iov(const struct vs_chain *c, bool writable, size_t skip, size_t limit, struct iovec *iov, int *cnt);
+
+/* vs_turn.c */
+void vse_rx_pump(struct vse_pair *p);		/* queued control messages, then what flows have */
+static inline int64_t vse_budget(const struct vse_flow *f)	/* bytes to the guest in this turn */
+{
+	return f->heavy ? VSE_TURN_BYTES : VSE_LIGHT_BYTES;
+}
+
+/* there is something for the driver, and it may have a chain */
+static inline bool vse_rx_work(const struct vse_pair *p)
+{
+	return vse_usable(&p->rx) && !p->rx.starved && (!vse_ctl_empty(p) || !TAILQ_EMPTY(&p->runq) || !TAILQ_EMPTY(&p->lightq));
+}
+
+void vse_polled(struct vse_engine *e, const struct epoll_event *evs, int n);	/* what epoll said */
+void vse_poll_light(struct vse_engine *e);		/* between two messages of a batch: at epoll, and what light flows have */
 
 /* vs_flow.c */
 struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint64_t id);	/* NULL: no room */
@@ -407,8 +436,7 @@ void vse_ipx_free(struct vse_flow *f);		/* its number is free again */
 void vse_ipx_close(struct vse_engine *e);	/* the node, when no flow is left */
 
 /* vs_sockopt.c */
-void vse_setsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload);
-void vse_getsockopt(struct vse_flow *f, const struct vso_hdr *h, const void *payload);
+void vse_sockopt_said(struct vse_flow *f, const struct vso_hdr *h, const struct vs_chain *c);	/* SETSOCKOPT, GETSOCKOPT */
 bool vse_opts_valid(const void *opts, uint32_t len);	/* well-formed, whatever the names */
 
 #endif

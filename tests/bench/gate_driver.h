@@ -246,11 +246,12 @@ static void collect(void)
 /* what thread_main() does each time it wakes */
 static void one_turn(void)
 {
-	struct epoll_event evs[EPOLL_BATCH];
+	enum { EVENTS = 256 };
+	struct epoll_event evs[EVENTS];
 	int n;
 
 	count_begin();
-	n = epoll_wait(g.e->ep, evs, EPOLL_BATCH, 0);
+	n = epoll_wait(g.e->ep, evs, EVENTS, 0);
 	lock_in_turn(g.e);
 	turn(g.e, evs, n > 0 ? n : 0);
 	sleep_ms(g.e);
