@@ -65,7 +65,7 @@ struct vse_flow *vse_flow_new(struct vse_engine *e, struct vse_pair *p, uint64_t
 	f->fd = f->dialed = -1;
 	f->shared = true;
 	f->pair = p;
-	f->buf_alloc = e->config.buf_alloc;
+	f->buf_alloc = f->promised = e->config.buf_alloc;
 	f->hash_next = *bucket(e, id);
 	*bucket(e, id) = f;
 	TAILQ_INIT(&f->dests);

@@ -194,7 +194,7 @@ static bool announce(struct vse_flow *f, int fd, const struct sockaddr_storage *
 	}
 	n->fd = fd;
 	n->state = ST_STREAM;
-	n->buf_alloc = f->buf_alloc;	/* SO_SNDBUF is inherited */
+	n->buf_alloc = n->promised = f->buf_alloc;	/* SO_SNDBUF is inherited */
 	if (vse_flow_poll(n)) {
 		vse_flow_free(n);
 		return false;

@@ -170,6 +170,7 @@ static void set_option(struct vse_flow *f, const struct vso_hdr *h, const void *
 {
 	const uint8_t *value = (const uint8_t *)payload + sizeof(struct vso_sockopt);
 	struct vso_sockopt o;
+	uint32_t room;
 	int error = 0;
 
 	memcpy(&o, payload, sizeof(o));
@@ -183,6 +184,10 @@ static void set_option(struct vse_flow *f, const struct vso_hdr *h, const void *
 		error = host_error(errno);
 	else if (f->pending)
 		error = remember(f, &o, value);
+	if (!error && o.level == SOL_SOCKET && o.name == SO_SNDBUF && o.len >= sizeof(room) && !f->dgram) {
+		memcpy(&room, value, sizeof(room));
+		vse_stream_bound(f, room < UINT32_MAX / 2 ? 2 * room : UINT32_MAX);	/* as Linux counts it, and vso_open.sndbuf */
+	}
 	o.len = 0;
 	answer(f, h, error, &o, NULL);
 }

@@ -4,7 +4,7 @@
  *
  * To the host.  A run of DATA is sent straight out of guest memory. What the host socket does not take is copied to wbuf, and
  * the chains complete at once, so a slow host peer holds no ring slot. fwd_cnt counts what the host socket took, and the
- * driver may have at most buf_alloc bytes beyond it under way, so wbuf never exceeds buf_alloc. EPOLLOUT goes on with wbuf; while it
+ * driver may have at most buf_alloc bytes beyond it under way, so wbuf never exceeds what buf_alloc has been. EPOLLOUT goes on with wbuf; while it
  * holds anything, new bytes queue behind it. SHUTDOWN(SEND) becomes a FIN when wbuf is empty.
  *
  * Window updates.  fwd_cnt rides on every message of the flow. CREDIT on its own is sent when half of the window became free since the
@@ -47,6 +47,14 @@ bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt)
 			vse_flow_run(f);
 	}
 	return true;
+}
+
+/* the application's send buffer bounds the window; a driver that knows a larger one hears with the next message */
+void vse_stream_bound(struct vse_flow *f, uint32_t sndbuf)
+{
+	f->buf_alloc = MIN(sndbuf < VSE_WINDOW_MIN ? VSE_WINDOW_MIN : sndbuf, f->pair->e->config.buf_alloc);
+	if (f->state != ST_STREAM || f->promised < f->buf_alloc)
+		f->promised = f->buf_alloc;
 }
 
 uint32_t vse_stream_window(const struct vse_flow *f)
@@ -129,7 +137,7 @@ void vse_stream_free_wbuf(struct vse_flow *f)
 	f->wcap = f->whead = f->wlen = 0;
 }
 
-/* room for len more bytes, in powers of two up to buf_alloc; false: over buf_total, or no memory */
+/* room for len more bytes, in powers of two up to what was promised; false: over buf_total, or no memory */
 static bool wbuf_grow(struct vse_flow *f, uint32_t len)
 {
 	struct vse_engine *e = f->pair->e;
@@ -138,7 +146,7 @@ static bool wbuf_grow(struct vse_flow *f, uint32_t len)
 
 	while (cap < f->wlen + len)
 		cap *= 2;
-	cap = MIN(cap, f->buf_alloc);
+	cap = MIN(cap, f->promised);
 	if (e->reserved - f->wcap + cap > e->config.buf_total || !(buf = malloc(cap)))
 		return false;
 	first = MIN(f->wlen, f->wcap - f->whead);
@@ -156,7 +164,7 @@ static bool wbuf_grow(struct vse_flow *f, uint32_t len)
 
 static void wbuf_put(struct vse_flow *f, const struct iovec *iov, int cnt, size_t len)
 {
-	/* the credit check bounds wlen + len by buf_alloc */
+	/* the credit check bounds wlen + len by promised */
 	if (f->wcap < f->wlen + len && !wbuf_grow(f, (uint32_t)len)) {
 		vse_flow_reset(f, ENOBUFS);
 		return;
@@ -217,7 +225,7 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 	size_t done = 0;
 
 	f->rx_cnt += (uint32_t)total;
-	if (f->shut & VSE_SHUT_SEND || f->rx_cnt - f->told > f->buf_alloc) {
+	if (f->shut & VSE_SHUT_SEND || f->rx_cnt - f->told > f->promised) {
 		vse_flow_reset(f, EPROTO);
 		return;
 	}
@@ -236,7 +244,7 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 	if (f->error) {
 		f->fwd_cnt += (uint32_t)(total - done);
 		f->dropped += (uint32_t)(total - done);
-		if (f->dropped >= f->buf_alloc)
+		if (f->dropped >= f->promised)
 			vse_flow_reset(f, f->error);
 		else if (update_due(f))
 			vse_flow_run(f);

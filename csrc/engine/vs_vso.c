@@ -241,7 +241,7 @@ static void on_open(struct vse_pair *p, const struct vso_hdr *h, const struct vs
 	}
 	f->dgram = dgram;
 	if (o.sndbuf)	/* the window is the application's send buffer: what it bounds, we do not take beyond */
-		f->buf_alloc = MIN(o.sndbuf < VSE_WINDOW_MIN ? VSE_WINDOW_MIN : o.sndbuf, e->config.buf_alloc);
+		vse_stream_bound(f, o.sndbuf);
 	f->ping = ping;
 	f->ipx = ipx;
 	f->addr_only = o.flags & VSO_OPEN_ADDR_ONLY;

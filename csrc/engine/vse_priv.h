@@ -157,8 +157,11 @@ struct vse_flow {
 	uint32_t shut;			/* VSE_SHUT_* of the driver */
 	uint32_t error;			/* host or protocol error; RESET follows when what was readable is delivered */
 
-	/* to the host: rx_cnt received from the driver, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it */
-	uint32_t buf_alloc, rx_cnt, fwd_cnt, told, dropped;
+	/*
+	 * to the host: rx_cnt received from the driver, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it. promised: the
+	 * largest buf_alloc that it may go by: what it sends before it hears of a smaller one is no fault
+	 */
+	uint32_t buf_alloc, promised, rx_cnt, fwd_cnt, told, dropped;
 	uint8_t *wbuf;			/* ring buffer of wcap bytes, NULL when empty */
 	uint32_t wcap, whead, wlen;
 	uint32_t part;			/* seq: bytes of the incomplete message at the end of wbuf */
@@ -368,6 +371,7 @@ void vse_stream_data(struct vse_flow *f, struct iovec *iov, int cnt, size_t tota
 void vse_stream_urgent(struct vse_flow *f, uint8_t byte);	/* the next byte of the stream, urgent */
 void vse_stream_shutdown(struct vse_flow *f, uint32_t how);
 bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt);	/* false: nonsense, the flow was reset */
+void vse_stream_bound(struct vse_flow *f, uint32_t sndbuf);
 void vse_stream_ready(struct vse_flow *f, uint32_t events);
 void vse_stream_free_wbuf(struct vse_flow *f);
 void vse_stream_discard(struct vse_flow *f);	/* what is unread at the host, so that close() sends FIN and not RST */

@@ -116,7 +116,7 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
 	vs->dev = dev;
 	vs->pair = &dev->pair[raw_smp_processor_id() % dev->pairs];
 	vs->state = VSO_ST_CLOSED;
-	vs->buf_alloc = vso_window;
+	vs->buf_alloc = vs->promised = vso_window;
 	spin_lock_init(&vs->lock);
 	INIT_LIST_HEAD(&vs->all);
 	INIT_LIST_HEAD(&vs->rxq);
@@ -165,8 +165,7 @@ int vso_attach(struct vso_sock *vs, struct socket *sock, const struct proto_ops 
 	vs->net = sock_net(sk);
 	vs->uid = sk->sk_uid;
 	vs->ino = SOCK_INODE(sock)->i_ino;
-	if (sk->sk_userlocks & SOCK_RCVBUF_LOCK)
-		vs->buf_alloc = clamp_t(u32, READ_ONCE(sk->sk_rcvbuf), PAGE_SIZE, vso_window);
+	vs->buf_alloc = vs->promised = vso_opts_window(sk);
 	refcount_inc(&vs->ref);
 	vso_list(vs, true);	/* before anybody can detach it */
 	spin_lock_bh(&vs->lock);

@@ -122,7 +122,7 @@ static void vso_msg_data(struct vso_msg *m)
 	spin_lock(&vs->lock);
 	if (vs->state != VSO_ST_CONNECTED || vs->closing)
 		goto unlock;		/* it crossed our CLOSE, or comes after a RESET */
-	if (vs->peer_fin || m->len > vs->buf_alloc - vs->rx_bytes)
+	if (vs->peer_fin || m->len > vs->promised - vs->rx_bytes)
 		error = EPROTO;
 	else if (!vso_rx_queue(vs, m))
 		error = ENOBUFS;

@@ -500,7 +500,7 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 		if (err < 0)
 			goto out;
 	}
-	vso_opts_sync(vs, sk);
+	vso_opts_sync(vs, sk, false);
 	err = vso_zerocopy_begin(sk, msg, len, &note);
 	if (err)
 		goto out;

@@ -312,7 +312,7 @@ static int vso_accept_child(struct vso_sock *vs, struct vso_sock *child, struct 
 		return err;
 	newsk = shell->sk;
 	vso_opts_inherit(newsk, sk);
-	vso_opts_told(child, newsk);
+	vso_opts_told_as(child, vs);
 	sock_graft(newsk, newsock);
 	shell->sk = NULL;
 	sock_release(shell);
@@ -331,6 +331,7 @@ static int vso_accept_child(struct vso_sock *vs, struct vso_sock *child, struct 
 		child->state = VSO_ST_CONNECTED;
 	}
 	spin_unlock_bh(&child->lock);
+	vso_opts_sync(child, newsk, true);	/* what was set on the listener since the connection came */
 	vso_flow_send(child, VSO_CREDIT, 0, NULL, 0, GFP_KERNEL);	/* opens the window */
 	spin_lock_bh(&vs->lock);
 	vs->fwd_cnt++;
@@ -350,6 +351,7 @@ int vso_accept(struct socket *sock, struct socket *newsock, VSO_ACCEPT_ARGS)
 		return vso_again(sock, accept, newsock, VSO_ACCEPT_PASS);
 	/* do_accept() copied our table: whatever comes out of this, it is not the new socket's */
 	WRITE_ONCE(newsock->ops, vs->row->native);
+	vso_opts_sync(vs, sk, true);
 	timeo = sock_rcvtimeo(sk, VSO_ACCEPT_FLAGS & O_NONBLOCK);
 	for (;;) {
 		if (READ_ONCE(vs->state) == VSO_ST_GONE) {

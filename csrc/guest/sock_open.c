@@ -141,6 +141,8 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 	}
 	n = vs->row->family == PF_IPX ? 0 : vso_opts_build(sk, vs->row, type == VSO_BIND, p, VSO_OPTS_MAX);
 	vso_opts_told(vs, sk);
+	if (type == VSO_CONNECT)
+		vs->buf_alloc = vs->promised = vso_opts_window(sk);	/* the flow, if BIND opened it, has had no other */
 	open->opts_len = cpu_to_le16(n);
 	p += n;
 	open->flags = cpu_to_le16(flags);

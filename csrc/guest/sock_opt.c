@@ -7,7 +7,8 @@
  * are kept and sent when connected. An option that is in no row below would succeed on the carrier and do nothing, so it is
  * ENOPROTOOPT. Multicast groups of a published server are asked about (VSO_GROUP). SOL_SOCKET is the carrier's alone before 6.8, where the
  * core does not show it to us (vso_custom_sockopt); what has changed there is seen at a stream's next call, a datagram socket's next send
- * (vso_opts_sync).
+ * (vso_opts_sync), before anything of that call: nobody who sets and then calls finds a difference. SO_MARK and SO_BINDTODEVICE are then said to
+ * do nothing, in the log and in fdinfo.
  */
 #include <linux/in.h>
 #include <linux/in6.h>
@@ -241,6 +242,22 @@ void vso_opts_told(struct vso_sock *vs, const struct sock *sk)
 	vs->told_pacing = READ_ONCE(sk->sk_max_pacing_rate);
 }
 
+/** vso_opts_told_as() - the host's side of an accepted connection has what that of its listener has */
+void vso_opts_told_as(struct vso_sock *child, const struct vso_sock *vs)
+{
+	child->told_keepalive = vs->told_keepalive;
+	child->told_sndbuf = vs->told_sndbuf;
+	child->told_rcvbuf = vs->told_rcvbuf;
+	child->told_priority = vs->told_priority;
+	child->told_pacing = vs->told_pacing;
+}
+
+/** vso_opts_window() - bytes that a stream socket may hold for its reader */
+u32 vso_opts_window(const struct sock *sk)
+{
+	return sk->sk_userlocks & SOCK_RCVBUF_LOCK ? clamp_t(u32, READ_ONCE(sk->sk_rcvbuf), PAGE_SIZE, vso_window) : vso_window;
+}
+
 /* without waiting: the carrier took the option, and nobody waits for what the host says of it */
 static void vso_opt_tell_bytes(struct vso_sock *vs, int name, const void *value, u32 len)
 {
@@ -257,26 +274,85 @@ static void vso_opt_tell(struct vso_sock *vs, int name, int value)
 	vso_opt_tell_bytes(vs, name, &value, sizeof(value));
 }
 
-/** vso_opts_sync_slow() - send those that have changed, if there is a connection to have them */
-void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk)
+/*
+ * SO_SNDBUF bounds the device's window (its answer has the new one) and the host's buffer. A smaller one is for what is sent from now on: the
+ * sender waits for the answer, and poll leaves it to him. A larger one wakes those who found no room.
+ */
+static void vso_opts_sync_sndbuf(struct vso_sock *vs, struct sock *sk, bool may_wait)
+{
+	int sndbuf = READ_ONCE(sk->sk_sndbuf), value = sndbuf / 2;	/* the kernel keeps twice what setsockopt() said */
+	struct {
+		struct vso_sockopt o;
+		int value;
+	} msg = { { .level = cpu_to_le32(SOL_SOCKET), .name = cpu_to_le32(SO_SNDBUF), .len = cpu_to_le32(sizeof(int)) }, value };
+
+	if (sndbuf == vs->told_sndbuf)
+		return;
+	if (sk->sk_userlocks & SOCK_SNDBUF_LOCK) {
+		if (vs->row->type != SOCK_STREAM || READ_ONCE(vs->state) != VSO_ST_CONNECTED || sndbuf > vs->told_sndbuf)
+			vso_opt_tell(vs, SO_SNDBUF, value);
+		else if (!may_wait || vso_opt_ask(vs, VSO_SETSOCKOPT, &msg, sizeof(msg), NULL, NULL) == -EINTR)
+			return;
+	}
+	vs->told_sndbuf = sndbuf;
+}
+
+/* SO_RCVBUF bounds our window and the host's buffer */
+static void vso_opts_sync_rcvbuf(struct vso_sock *vs, struct sock *sk)
+{
+	int rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+
+	if (rcvbuf == vs->told_rcvbuf)
+		return;
+	vs->told_rcvbuf = rcvbuf;
+	if (!(sk->sk_userlocks & SOCK_RCVBUF_LOCK))
+		return;
+	spin_lock_bh(&vs->lock);
+	if (vs->row->type == SOCK_STREAM && vs->state == VSO_ST_CONNECTED) {
+		WRITE_ONCE(vs->buf_alloc, vso_opts_window(sk));
+		vs->promised = max(vs->promised, vs->buf_alloc);
+	}
+	spin_unlock_bh(&vs->lock);
+	vso_opt_tell(vs, SO_RCVBUF, rcvbuf / 2);
+}
+
+/** vso_opts_sync_slow() - send those that have changed, if there is a connection or a listener to have them */
+void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk, bool may_wait)
 {
 	bool keepalive = sock_flag(sk, SOCK_KEEPOPEN);
-	int sndbuf = READ_ONCE(sk->sk_sndbuf), rcvbuf = READ_ONCE(sk->sk_rcvbuf);
 	u64 pacing = READ_ONCE(sk->sk_max_pacing_rate);
+	u32 priority = READ_ONCE(sk->sk_priority);
+	enum vso_state state = READ_ONCE(vs->state);
 
-	if (READ_ONCE(vs->state) != VSO_ST_CONNECTED)
+	if (state != VSO_ST_CONNECTED && state != VSO_ST_LISTENING)
 		return;
 	if (keepalive != vs->told_keepalive)
 		vso_opt_tell(vs, SO_KEEPALIVE, keepalive);
-	if (sndbuf != vs->told_sndbuf && sk->sk_userlocks & SOCK_SNDBUF_LOCK)	/* the kernel keeps twice what setsockopt() said */
-		vso_opt_tell(vs, SO_SNDBUF, sndbuf / 2);
-	if (rcvbuf != vs->told_rcvbuf && sk->sk_userlocks & SOCK_RCVBUF_LOCK)
-		vso_opt_tell(vs, SO_RCVBUF, rcvbuf / 2);
-	if (READ_ONCE(sk->sk_priority) != vs->told_priority)
-		vso_opt_tell(vs, SO_PRIORITY, READ_ONCE(sk->sk_priority));
+	vs->told_keepalive = keepalive;
+	if (priority != vs->told_priority)
+		vso_opt_tell(vs, SO_PRIORITY, priority);
+	vs->told_priority = priority;
 	if (pacing != vs->told_pacing)
 		vso_opt_tell_bytes(vs, SO_MAX_PACING_RATE, &pacing, sizeof(pacing));
-	vso_opts_told(vs, sk);
+	vs->told_pacing = pacing;
+	vso_opts_sync_rcvbuf(vs, sk);
+	vso_opts_sync_sndbuf(vs, sk, may_wait);
+	if (vso_opts_tied(sk) && !vs->told_tied) {
+		vs->told_tied = true;
+		pr_info_ratelimited("virtio_socket: %s[%d]: SO_MARK or SO_BINDTODEVICE of an offloaded socket does nothing on the host\n",
+				    current->comm, task_tgid_nr(current));
+	}
+}
+
+/* one that was forwarded by itself */
+static void vso_opts_told_one(struct vso_sock *vs, const struct sock *sk, int name)
+{
+	if (name == SO_KEEPALIVE)
+		vs->told_keepalive = sock_flag(sk, SOCK_KEEPOPEN);
+	else if (name == SO_PRIORITY)
+		vs->told_priority = READ_ONCE(sk->sk_priority);
+	else if (name == SO_MAX_PACING_RATE)
+		vs->told_pacing = READ_ONCE(sk->sk_max_pacing_rate);
 }
 
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len)
@@ -302,6 +378,8 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 		err = sock_setsockopt(sock, level, name, val, len);
 	else
 		err = vs->row->native->setsockopt(sock, level, name, val, len);
+	if (!err && level == SOL_SOCKET && opt->where == VSO_OPT_CARRIER)
+		vso_opts_sync(vs, sock->sk, true);
 	if (err || opt->where == VSO_OPT_CARRIER)
 		goto out;
 	n = min_t(u32, len, opt->where == VSO_OPT_HOST ? sizeof(int) : sizeof(buf));
@@ -311,7 +389,7 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 	/* IP options take one byte, too: the wire has integers */
 	err = vso_opt_forward(vs, opt, buf, opt->where == VSO_OPT_HOST ? sizeof(int) : n);
 	if (level == SOL_SOCKET)
-		vso_opts_told(vs, sock->sk);
+		vso_opts_told_one(vs, sock->sk, name);
 out:
 	vso_sock_put(vs);
 	return err;
@@ -340,7 +418,7 @@ int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, i
 		goto out;
 	}
 	if (vs->row->type == SOCK_STREAM)
-		vso_opts_sync(vs, sock->sk);	/* what is asked may tell of it */
+		vso_opts_sync(vs, sock->sk, true);	/* what is asked may tell of it */
 	err = -EFAULT;
 	if (get_user(room, len))
 		goto out;

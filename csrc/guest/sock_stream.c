@@ -173,7 +173,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	err = vso_zerocopy_begin(sk, msg, len, &note);
 	if (err)
 		goto out;
-	vso_opts_sync(vs, sk);
+	vso_opts_sync(vs, sk, true);
 	timeo = sock_sndtimeo(sk, msg->msg_flags & MSG_DONTWAIT);
 	while (msg_data_left(msg)) {
 		size_t left = msg_data_left(msg);
@@ -254,7 +254,7 @@ __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_tab
 	vs = vso_sock_get(sock);
 	if (!vs)
 		return vso_again_poll(sock, file);
-	vso_opts_sync(vs, sk);
+	vso_opts_sync(vs, sk, false);
 	spin_lock_bh(&vs->lock);
 	switch (vs->state) {
 	case VSO_ST_BINDING:

@@ -68,7 +68,7 @@ int vso_rx_urgent(struct vso_msg *m)
 	spin_lock(&vs->lock);
 	if (vs->state != VSO_ST_CONNECTED || vs->closing)
 		goto unlock;
-	if (vs->peer_fin || m->len > vs->buf_alloc - vs->rx_bytes) {
+	if (vs->peer_fin || m->len > vs->promised - vs->rx_bytes) {
 		error = EPROTO;
 		goto unlock;
 	}

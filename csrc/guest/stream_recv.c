@@ -149,7 +149,7 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 		err = vso_urgent_recv(vs, msg, len, flags);
 		goto out;
 	}
-	vso_opts_sync(vs, sk);
+	vso_opts_sync(vs, sk, true);
 	timeo = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
 	target = min_t(size_t, sock_rcvlowat(sk, flags & MSG_WAITALL, len), INT_MAX);
 	off = max(sk_peek_offset(sk, flags), 0);

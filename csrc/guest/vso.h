@@ -343,6 +343,7 @@ struct vso_sock {
 
 	/* credit (vso_abi.h); on a listener buf_alloc and fwd_cnt count connections */
 	u32 buf_alloc, fwd_cnt;		/* ours */
+	u32 promised;			/* the largest buf_alloc the device may go by: what it sends before it hears of a smaller one is no fault */
 	u32 fwd_told;			/* the fwd_cnt the device knows */
 	u32 tx_cnt;			/* bytes reserved for sending */
 	u32 peer_alloc, peer_fwd;
@@ -387,6 +388,7 @@ struct vso_sock {
 	int told_sndbuf, told_rcvbuf;
 	u32 told_priority;
 	u64 told_pacing;
+	bool told_tied;		/* the log: that it is tied to the guest's own stack, which has no part in it */
 
 	struct work_struct work;	/* the native fallback of connect() */
 	struct vso_tx close;		/* always there, so that close() cannot fail; last (flexible body) */
@@ -506,7 +508,9 @@ bool vso_addr_equal(const union vso_addr *a, const union vso_addr *b);
 int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsigned int len);
 int vso_getsockopt(struct socket *sock, int level, int name, char __user *val, int __user *len);
 void vso_opts_told(struct vso_sock *vs, const struct sock *sk);
-void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk);
+void vso_opts_told_as(struct vso_sock *child, const struct vso_sock *vs);
+void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk, bool may_wait);
+u32 vso_opts_window(const struct sock *sk);
 int vso_host_queue(struct vso_sock *vs, u32 name);
 u32 vso_opts_build(struct sock *sk, const struct vso_row *row, bool bind, void *buf, u32 size);
 void vso_opts_inherit(struct sock *to, struct sock *from);
@@ -563,13 +567,22 @@ void vso_show_fdinfo(struct seq_file *m, struct socket *sock);
 #define vso_race()		do { } while (0)
 #endif
 
-/* Before Linux 6.8 the kernel keeps SOL_SOCKET options from us: streams look, with each call, and datagram sockets with each send, whether one has changed */
-static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk)
+/* options that only the guest's own stack can honour: sockets with them are not offered to the device */
+static inline bool vso_opts_tied(const struct sock *sk)
+{
+	return READ_ONCE(sk->sk_bound_dev_if) || READ_ONCE(sk->sk_mark);
+}
+
+/*
+ * Before Linux 6.8 the kernel keeps SOL_SOCKET options from us: streams look, with each call, and datagram sockets with each send, whether one
+ * has changed. @may_wait: not in poll
+ */
+static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk, bool may_wait)
 {
 	if (unlikely(vs->told_keepalive != sock_flag(sk, SOCK_KEEPOPEN) || vs->told_sndbuf != READ_ONCE(sk->sk_sndbuf) ||
 		     vs->told_rcvbuf != READ_ONCE(sk->sk_rcvbuf) || vs->told_priority != READ_ONCE(sk->sk_priority) ||
-		     vs->told_pacing != READ_ONCE(sk->sk_max_pacing_rate)))
-		vso_opts_sync_slow(vs, sk);
+		     vs->told_pacing != READ_ONCE(sk->sk_max_pacing_rate) || (vso_opts_tied(sk) && !vs->told_tied)))
+		vso_opts_sync_slow(vs, sk, may_wait);
 }
 
 /* an offloaded operation finds its state, or else the socket changed its table under us: then the new table serves the call */

@@ -39,6 +39,28 @@ def test_tcp_info_is_the_hosts_and_a_short_buffer_truncates_it(engine: EngineUnd
         flow.close()
 
 
+def test_a_send_buffer_that_is_set_later_bounds_the_window_from_the_answer_on(engine: EngineUnderTest) -> None:
+    with connection(engine) as (flow, host):
+        assert flow.peer_alloc == 262144
+        for sndbuf, window in ((4096, 8192), (0, 4096), (65536, 131072), ((1 << 31) - 1, 262144)):
+            flow.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+            assert flow.peer_alloc == window
+        while flow.credit or not engine.stats.buffered:
+            flow.try_send(bytes(65536))
+            engine.driver.ping()
+        flow.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        assert flow.peer_alloc == 8192
+        assert not flow.credit
+        sent = flow.tx_cnt
+        while sent:  # what was under way by the larger window is no fault
+            sent -= len(host.recv(min(sent, 1 << 20)))
+        flow.send(bytes(100000))
+        received = 0
+        while received < 100000:
+            received += len(host.recv(1 << 20))
+        flow.close()
+
+
 def test_the_queue_level_tells_what_the_hosts_socket_holds(engine: EngineUnderTest) -> None:
     queue, out, unsent = lib.VSO_SOL_QUEUE, lib.VSO_QUEUE_OUT, lib.VSO_QUEUE_UNSENT
     with connection(engine) as (flow, host):

@@ -259,6 +259,36 @@ static void a_priority_is_the_connections_before_and_after_connecting(void)
 	SAME(get(fd, SOL_SOCKET, SO_PRIORITY), 5);
 }
 
+/* a peer that does not read has a buffer, too: what it and the smaller one hold is far less than this socket would have taken */
+static void a_send_buffer_that_is_made_smaller_after_connecting_holds_less(void)
+{
+	static char buf[1 << 20];
+	int fd = ask(&peer, "hold\n");
+	ssize_t n;
+
+	set(fd, SOL_SOCKET, SO_SNDBUF, 4096);
+	n = send(fd, buf, sizeof(buf), MSG_DONTWAIT);
+	if (n <= 0 || n > 200000)
+		fail("%zd bytes were taken", n);
+}
+
+static void a_receive_buffer_that_is_made_smaller_after_connecting_holds_less(void)
+{
+	int fd = open_connected(&peer), n = 0;
+	struct tcp_info info;
+
+	set(fd, SOL_SOCKET, SO_RCVBUF, 8192);
+	send_all(fd, "source 67108864\n", 16);
+	MUST(wait_for(fd, POLLIN) & POLLIN);
+	for (int i = 0; i < 100; i++) {			/* rounds in which more would come */
+		MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &(socklen_t){ sizeof(info) }) == 0);
+		MUST(ioctl(fd, FIONREAD, &n) == 0);
+		if (n > 200000)
+			fail("%d bytes wait", n);
+		sched_yield();
+	}
+}
+
 static uint64_t max_pacing_rate(int fd)
 {
 	struct {
@@ -331,6 +361,8 @@ int main(int argc, char **argv)
 	C(keepalive_that_is_set_after_connecting_is_kept);
 	C(a_priority_is_the_connections_before_and_after_connecting);
 	C(a_pacing_rate_is_the_connections_before_and_after_connecting);
+	C(a_send_buffer_that_is_made_smaller_after_connecting_holds_less);
+	C(a_receive_buffer_that_is_made_smaller_after_connecting_holds_less);
 	C(peek_off_moves_with_what_is_seen_and_read);
 	C(linger_zero_close_does_not_hang);
 	return finish_checks();

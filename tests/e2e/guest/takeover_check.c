@@ -37,18 +37,29 @@ static void talk(int a, int b)
 	SAME(c, 'x');
 }
 
+/* what /proc/PID/fdinfo says of a socket of ours */
+static const char *fdinfo(int fd)
+{
+	static char text[1024];
+	char path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	f = fopen(path, "r");
+	MUST(f);
+	text[fread(text, 1, sizeof(text) - 1, f)] = 0;
+	fclose(f);
+	return text;
+}
+
 static void an_offloaded_socket_is_listed_with_its_peer(void)
 {
 	int fd = open_connected(&peer);
-	char uri[64], path[64], text[1024] = "";
-	FILE *f;
+	char uri[64];
 
 	snprintf(uri, sizeof(uri), "tcp://%s:%d ", inet_ntoa(((struct sockaddr_in *)&peer.ss)->sin_addr), port_of(&peer));
 	MUST(strstr(listed(fd), uri) && strstr(listed(fd), "CONNECTED"));
-	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
-	f = fopen(path, "r");
-	MUST(f && fread(text, 1, sizeof(text) - 1, f) > 0);
-	MUST(strstr(text, "hwsock-flow:"));
+	MUST(strstr(fdinfo(fd), "hwsock-flow:"));
 }
 
 static void loopback_stays_native(void)
@@ -313,6 +324,8 @@ static void a_mark_is_not_made_on_what_the_host_sends(void)
 		SAME(errno, EPERM);
 	MUST(getsockopt(fd, SOL_SOCKET, SO_MARK, &v, &(socklen_t){ sizeof(v) }) == 0);
 	SAME(v, seen ? 0 : mark);
+	/* what cannot be refused, and does nothing, is at least told */
+	MUST(!strstr(fdinfo(fd), "hwsock-ignored:\tSO_MARK\n") == seen);
 	send_all(fd, "echo\nm", 6);
 	recv_exactly(fd, &(char){0}, 1);
 }
