@@ -40,6 +40,10 @@ static int vso_connect_##i(struct socket *sock, vso_sockaddr *addr, int len, int
 {													\
 	return vso_undecided_connect(&vso_rows[i], sock, addr, len, flags);				\
 }													\
+static int vso_trying_##i(struct socket *sock, vso_sockaddr *addr, int len, int flags)			\
+{													\
+	return vso_trying_connect(&vso_rows[i], sock, addr, len, flags);				\
+}													\
 static int vso_bind_##i(struct socket *sock, vso_sockaddr *addr, int len)				\
 {													\
 	return vso_undecided_bind(&vso_rows[i], sock, addr, len);					\
@@ -66,10 +70,11 @@ VSO_THUNKS(5)
 VSO_THUNKS(6)
 VSO_THUNKS(7)
 
-#define VSO_THUNK(i)	{ vso_connect_##i, vso_bind_##i, vso_listen_##i, vso_sendmsg_##i, vso_recvmsg_##i }
+#define VSO_THUNK(i)	{ vso_connect_##i, vso_trying_##i, vso_bind_##i, vso_listen_##i, vso_sendmsg_##i, vso_recvmsg_##i }
 
 static const struct {
 	int (*connect)(struct socket *sock, vso_sockaddr *addr, int len, int flags);
+	int (*trying)(struct socket *sock, vso_sockaddr *addr, int len, int flags);
 	int (*bind)(struct socket *sock, vso_sockaddr *addr, int len);
 	int (*listen)(struct socket *sock, int backlog);
 	int (*sendmsg)(struct socket *sock, struct msghdr *msg, size_t len);
@@ -168,6 +173,9 @@ int vso_hook_install(void)
 		row->undecided.sendmsg = vso_thunks[i].sendmsg;
 		if (row->type == SOCK_DGRAM)
 			row->undecided.recvmsg = vso_thunks[i].recvmsg;
+		row->trying = *row->native;
+		row->trying.owner = NULL;
+		row->trying.connect = vso_thunks[i].trying;
 		row->offloaded = *row->native;
 		row->offloaded.owner = NULL;
 		vso_ops_fill(row);

@@ -6,7 +6,8 @@
  * the kernel, another network namespace, a socket tied to an interface, a destination that the device named native beforehand
  * (hints.c), no device) goes to the native table at once. For a stream
  * socket the native table is put back *before* the native call, with cmpxchg, so that of two racing threads one decides; when the
- * native connect fails before its caller, the socket becomes undecided again. (A non-blocking caller is gone by then: natively for good.)
+ * native connect fails, the socket becomes undecided again. A caller that did not wait hears of it from a second connect(), as ever: hence
+ * row->trying.
  *
  * What may be the device's is taken over (vso_take) and asked for, one round trip. The answer:
  *
@@ -207,13 +208,43 @@ static void vso_undecide(const struct vso_row *row, struct socket *sock)
 	release_sock(sk);
 }
 
+/*
+ * A native connect() returned: which native table is it now? Nothing came of it: undecided again; it is under way, and the next connect() tells
+ * what came of it: trying; else native. The kernel's own sockets get no table of ours.
+ */
+static void vso_native_settle(const struct vso_row *row, struct socket *sock)
+{
+	const struct proto_ops *from = READ_ONCE(sock->ops), *to = row->native;
+	struct sock *sk = sock->sk;
+
+	if (from != row->native && from != &row->trying)
+		return;
+	vso_race();
+	lock_sock(sk);
+	if (sock->state == SS_UNCONNECTED && sk->sk_state == TCP_CLOSE)
+		to = &row->undecided;
+	else if (sock->state == SS_CONNECTING && row->type == SOCK_STREAM && !vso_is_kernels(sk))
+		to = &row->trying;
+	cmpxchg(&sock->ops, from, to);
+	release_sock(sk);
+}
+
 /* connect() of a socket that has its native table */
 static int vso_native_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
 {
 	int err = row->native->connect(sock, uaddr, len, flags);
 
 	if (err)
-		vso_undecide(row, sock);
+		vso_native_settle(row, sock);
+	return err;
+}
+
+/** vso_trying_connect() - connect() again, natively: what came of the one that is under way, or AF_UNSPEC */
+int vso_trying_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags)
+{
+	int err = row->native->connect(sock, uaddr, len, flags);
+
+	vso_native_settle(row, sock);
 	return err;
 }
 
@@ -263,7 +294,7 @@ static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags,
 		sock->state = SS_CONNECTED;
 		return 0;
 	case VSO_ST_GONE:
-		if (READ_ONCE(sock->ops) == row->native)
+		if (READ_ONCE(sock->ops) == row->native || READ_ONCE(sock->ops) == &row->trying)
 			return vso_native_connect(row, sock, (void *)&vs->target, vs->target_len, flags);
 		return sock_error(sk) ?: -ECONNABORTED;
 	case VSO_ST_CLOSED:
@@ -498,7 +529,7 @@ void vso_native_work(struct work_struct *work)
 			WRITE_ONCE(sock->sk->sk_err, -err);
 			vso_detach(vs, &row->undecided);
 		} else {
-			vso_detach(vs, row->native);
+			vso_detach(vs, err ? &row->trying : row->native);
 		}
 	}
 	vso_sock_put(vs);

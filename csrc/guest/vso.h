@@ -9,10 +9,11 @@
  * A struct socket is in one of three states, told by sock->ops alone:
  *
  *   undecided   row->undecided: the native table with connect, bind, listen and sendmsg replaced. Nothing is allocated.
- *   native      row->native: what the kernel would have had without us. No residue.
+ *   native      row->native: what the kernel would have had without us. No residue. Or, of a stream socket whose connect() did not wait for the
+ *               outcome, row->trying: the same but for connect(), so that one that failed is undecided again.
  *   offloaded   row->offloaded: every operation is ours, the state is a struct vso_sock found by the socket's sock pointer.
  *
- * All three tables are static and never freed (the module has no exit), so a stale reading of sock->ops is harmless: do_accept() gives a
+ * All these tables are static and never freed (the module has no exit), so a stale reading of sock->ops is harmless: do_accept() gives a
  * new socket its listener's table, and kTLS copies the table of its first user (6.1).
  *
  * The native struct sock stays, in TCP_CLOSE and unhashed, as the carrier: SOL_SOCKET options, SO_ERROR, timeouts, the wait queue, the
@@ -90,6 +91,7 @@ union vso_addr {
  * @protocol: IPPROTO_TCP, IPPROTO_UDP, IPPROTO_MPTCP, IPPROTO_ICMP, IPPROTO_ICMPV6
  * @native: the table that was there
  * @undecided: @native with four operations replaced (datagrams: five); what new sockets get
+ * @trying: @native with connect replaced: a native connect is under way, or has succeeded and nobody called connect() again
  * @offloaded: our table
  * @entry: the kernel's entry, NULL when this kernel has none
  */
@@ -99,6 +101,7 @@ struct vso_row {
 	int protocol;
 	const struct proto_ops *native;
 	struct proto_ops undecided;
+	struct proto_ops trying;
 	struct proto_ops offloaded;
 	struct inet_protosw *entry;
 };
@@ -430,6 +433,7 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 int vso_pre_connect(struct sock *sk, vso_sockaddr *uaddr, int len);
 bool vso_eligible(const struct vso_row *row, struct sock *sk);
 int vso_undecided_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
+int vso_trying_connect(const struct vso_row *row, struct socket *sock, vso_sockaddr *uaddr, int len, int flags);
 int vso_undecided_listen(const struct vso_row *row, struct socket *sock, int backlog);
 int vso_undecided_sendmsg(const struct vso_row *row, struct socket *sock, struct msghdr *msg, size_t len);
 int vso_connect(struct socket *sock, vso_sockaddr *uaddr, int len, int flags);

@@ -119,6 +119,22 @@ static void a_socket_that_the_nic_could_not_connect_is_offered_again(void)
 	echo_once(fd);
 }
 
+/* natively, too, it takes a call of its own to hear that it is over */
+static void one_whose_nonblocking_connect_failed_on_the_nic_is_offered_again(void)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), err = 0;
+
+	ERRNO(connect(fd, (void *)&closed.ss, closed.len), EINPROGRESS);
+	MUST(wait_for(fd, POLLOUT) & POLLERR);
+	MUST(getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &(socklen_t){ sizeof(err) }) == 0);
+	SAME(err, ECONNREFUSED);
+	ERRNO(connect(fd, (void *)&peer.ss, peer.len), ECONNABORTED);
+	MUST(fcntl(fd, F_SETFL, 0) == 0);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	MUST(offloaded(fd));
+	echo_once(fd);
+}
+
 static void a_socket_that_the_device_could_not_connect_may_use_the_nic(void)
 {
 	struct addr refused = address("10.66.0.2", "80");	/* site.py: by the policy */
@@ -331,6 +347,7 @@ int main(int argc, char **argv)
 	C(each_socket_is_offered_to_the_device_first);
 	C(both_kinds_wake_one_epoll);
 	C(a_socket_that_the_nic_could_not_connect_is_offered_again);
+	C(one_whose_nonblocking_connect_failed_on_the_nic_is_offered_again);
 	C(a_socket_that_the_device_could_not_connect_may_use_the_nic);
 	C(a_nonblocking_connect_ends_as_the_nic_says);
 	C(a_socket_that_is_tied_to_the_nic_is_native);
