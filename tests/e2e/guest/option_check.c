@@ -278,7 +278,7 @@ static void a_receive_buffer_that_is_made_smaller_after_connecting_holds_less(vo
 	struct tcp_info info;
 
 	set(fd, SOL_SOCKET, SO_RCVBUF, 8192);
-	send_all(fd, "source 67108864\n", 16);
+	send_all(fd, "source 2097152\n", 15);
 	MUST(wait_for(fd, POLLIN) & POLLIN);
 	for (int i = 0; i < 100; i++) {			/* rounds in which more would come */
 		MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &(socklen_t){ sizeof(info) }) == 0);

@@ -86,6 +86,13 @@ static void a_refusing_loopback_port_leaves_the_socket_undecided(void)
 	ERRNO(connect(fd, (void *)&closed.ss, closed.len), ECONNREFUSED);
 	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
 	MUST(offloaded(fd));
+	fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+	ERRNO(connect(fd, (void *)&closed.ss, closed.len), EINPROGRESS);
+	MUST(wait_for(fd, POLLOUT) & POLLERR);
+	ERRNO(connect(fd, (void *)&peer.ss, peer.len), ECONNREFUSED);	/* natively, too, a call of its own says so */
+	MUST(fcntl(fd, F_SETFL, 0) == 0);
+	MUST(connect(fd, (void *)&peer.ss, peer.len) == 0);
+	MUST(offloaded(fd));
 }
 
 static void what_the_device_refuses_fails_as_natively(void)
