@@ -12,6 +12,7 @@
  */
 #include <linux/in.h>
 #include <linux/in6.h>
+#include <linux/net_tstamp.h>
 #include <linux/slab.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
@@ -116,6 +117,8 @@ static const struct vso_opt {
 	{ SOL_SOCKET, SO_TIMESTAMP_NEW,		VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_TIMESTAMPNS_OLD,	VSO_OPT_CARRIER },
 	{ SOL_SOCKET, SO_TIMESTAMPNS_NEW,	VSO_OPT_CARRIER },
+	{ SOL_SOCKET, SO_TIMESTAMPING_OLD,	VSO_OPT_CARRIER },	/* likewise; vso_opt_unstamped() */
+	{ SOL_SOCKET, SO_TIMESTAMPING_NEW,	VSO_OPT_CARRIER },
 };
 
 static const struct vso_opt *vso_opt_find(int level, int name)
@@ -344,6 +347,18 @@ void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk, bool may_wait)
 	}
 }
 
+/* timestamps that nobody makes: of what is sent, which the host sends, and of a stream, whose bytes have come together on the host */
+static bool vso_opt_unstamped(const struct vso_sock *vs, int level, int name, sockptr_t val, unsigned int len)
+{
+	int flags = 0;
+
+	if (level != SOL_SOCKET || (name != SO_TIMESTAMPING_OLD && name != SO_TIMESTAMPING_NEW))
+		return false;
+	if (len < sizeof(flags) || copy_from_sockptr(&flags, val, sizeof(flags)))
+		return false;	/* the carrier says what is wrong */
+	return flags & SOF_TIMESTAMPING_TX_RECORD_MASK || (flags && vs->row->type == SOCK_STREAM);
+}
+
 /* one that was forwarded by itself */
 static void vso_opts_told_one(struct vso_sock *vs, const struct sock *sk, int name)
 {
@@ -366,7 +381,7 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 	if (!vs)
 		return vso_again(sock, setsockopt, level, name, val, len);
 	err = -ENOPROTOOPT;
-	if (!opt || (vs->row->type != SOCK_STREAM && level == SOL_TCP))
+	if (!opt || (vs->row->type != SOCK_STREAM && level == SOL_TCP) || vso_opt_unstamped(vs, level, name, val, len))
 		goto out;
 	err = -EPERM;
 	if (opt->where == VSO_OPT_NOT_HERE)

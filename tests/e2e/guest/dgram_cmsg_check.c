@@ -3,6 +3,7 @@
  * dgram_cmsg_check PEER PORT - what a UDP client may say and hear about single datagrams. PEER is tests/e2e/peer.py.
  */
 #include "check.h"
+#include <linux/net_tstamp.h>
 #include <net/if.h>
 #include <netinet/udp.h>
 #include <time.h>
@@ -231,6 +232,11 @@ static void the_time_of_arrival_is_told(void)
 	SAME(send_with(fd, "hello", 5, &c), 5);
 	SAME(recv_with(fd, buf, sizeof(buf), &c), 5);
 	MUST(find(&c, SOL_SOCKET, SO_TIMESTAMP, sizeof(struct timeval)));
+	MUST(setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &(int){ SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE }, sizeof(int)) == 0);
+	c.len = 0;
+	SAME(send_with(fd, "hello", 5, &c), 5);
+	SAME(recv_with(fd, buf, sizeof(buf), &c), 5);
+	MUST(find(&c, SOL_SOCKET, SO_TIMESTAMPING, 3 * sizeof(struct timespec)));
 }
 
 static void one_call_sends_several_datagrams(void)
