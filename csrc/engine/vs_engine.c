@@ -77,7 +77,7 @@ void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, .
 
 	if (r->broken)
 		return;
-	r->broken = true;
+	r->broken = true;	/* nor is what this turn filled published: only a guest with a broken driver, and no reset, can notice */
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
