@@ -4,8 +4,8 @@
  *
  * There is no thread: the target is compiled together with vs_engine.c and makes its turns itself, so an input always does the same.
  * The input is a list of steps: messages of the driver with any field wrong, buffers posted, answers to events (also late, twice and
- * with the wrong kind of descriptor), bytes, EOFs and resets of host peers, packets of IPX with anything wrong, rings that go and come
- * back, new epochs. After each turn:
+ * with the wrong kind of descriptor), destinations that are routed to a listener or to nobody, bytes, EOFs and resets of host peers, packets of
+ * IPX with anything wrong, rings that go and come back, new epochs. After each turn:
  *
  *	- no chain stays popped; flows, buffered bytes, events and queued messages are within their bounds
  *	- what comes to the driver is a whole message of a type that the device sends
@@ -22,6 +22,20 @@
 #include "engine_driver.h"
 #include "vs_vq_priv.h"
 
+static int listener;
+static struct sockaddr_in listens, refuses;	/* of loopback, for as long as the process lives */
+
+/* a TCP socket of loopback at a port of the kernel's choice */
+static int tcp_socket(struct sockaddr_in *at)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	*at = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	MUST(fd >= 0 && !bind(fd, (struct sockaddr *)at, sizeof(*at)), "no TCP");
+	getsockname(fd, (struct sockaddr *)at, &(socklen_t){ sizeof(*at) });
+	return fd;
+}
+
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	ram_fd = memfd_create("fuzz", MFD_CLOEXEC);
@@ -29,6 +43,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_SHARED, ram_fd, 0);
 	nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
 	signal(SIGPIPE, SIG_IGN);
+	listener = tcp_socket(&listens);
+	tcp_socket(&refuses);		/* bound, and nobody listens there */
+	MUST(!listen(listener, 64), "no listener");
 	return ram == MAP_FAILED;
 }
 
@@ -43,6 +60,18 @@ static void keep_peer(int fd)
 		}
 	close(s.peers[0]);
 	s.peers[0] = fd;
+}
+
+/* the host's ends of routed connections. Closing one resets it: a state that lingers would use up the ports within a minute */
+static void accept_routed(void)
+{
+	struct linger reset = { 1, 0 };
+	int fd;
+
+	while ((fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0) {
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+		keep_peer(fd);
+	}
 }
 
 static int some_socket(struct cursor *c, int type)
@@ -73,6 +102,7 @@ static void answer(struct cursor *c)
 	char uri[VSE_PAYLOAD_MAX + 1];
 	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(9), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	bool dgram, ipx;
+	int dialed = -1;
 
 	s.nevents = s.nevents < EVENTS ? s.nevents : 0;
 	s.nevents += (unsigned)vse_events(s.e, s.events + s.nevents, (int)(EVENTS - s.nevents));
@@ -84,6 +114,14 @@ static void answer(struct cursor *c)
 	uri[ev->len] = 0;
 	switch (ev->type) {
 	case VSE_EV_CONNECT:
+		if (below(c, 2))	/* what a route has begun */
+			vse_dialed(s.e, ev->handle, &dialed);
+		if (dialed >= 0 && below(c, 4)) {
+			vse_connected(s.e, ev->handle, dialed, "tcp://1.2.3.4:5", "tcp://5.6.7.8:9");
+			break;
+		}
+		if (dialed >= 0)
+			close(dialed);
 		if (below(c, 4))
 			vse_connected(s.e, ev->handle, some_socket(c, dgram ? SOCK_DGRAM : SOCK_STREAM), "tcp://1.2.3.4:5", "tcp://5.6.7.8:9");
 		else
@@ -267,6 +305,7 @@ static void make_turn(void)
 	lock_in_turn(s.e);
 	turn(s.e, evs, n > 0 ? n : 0);
 	unlock(s.e);
+	accept_routed();
 	for (int i = 0; i < RINGS; i++)
 		reap(i);
 	check_bounds();
@@ -276,15 +315,15 @@ static void make_turn(void)
 static void open_flow(struct cursor *c)
 {
 	static const char *const uris[] = { "tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp://0.0.0.0:80", "icmp://10.0.0.1:0",
-					    "ipx://00000000.000000000000.4000" };
-	uint32_t kind = below(c, 5), id = 1 + below(c, 3), n = 4;
-	struct { struct vso_open open; char uri[40]; } open = { .open.uri_len = (uint16_t)strlen(uris[kind]) };
+					    "ipx://00000000.000000000000.4000", "tcp://10.0.0.1:81", s.here_uri };
+	uint32_t which = below(c, 7), kind = which < 5 ? which : 0, id = 1 + below(c, 3), n = 4;
+	struct { struct vso_open open; char uri[40]; } open = { .open.uri_len = (uint16_t)strlen(uris[which]) };
 	struct vse_event ev[8];
 	int fd;
 
 	while (n--)
 		post_buffer(c);
-	memcpy(open.uri, uris[kind], open.open.uri_len);
+	memcpy(open.uri, uris[which], open.open.uri_len);
 	open.open.flags = kind % 2 && below(c, 2) ? VSO_OPEN_ADDR_ONLY : 0;
 	say(kind && kind % 2 == 0 ? VSO_BIND : VSO_CONNECT, id, 0, 4096, &open, sizeof(open.open) + open.open.uri_len);
 	make_turn();
@@ -312,18 +351,34 @@ static void open_flow(struct cursor *c)
 	make_turn();
 }
 
-enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP };
+enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP | VSO_F_HINTS };
+
+#define MAPPED(...)	{ [10] = 0xff, [11] = 0xff, [12] = __VA_ARGS__ }
 
 static void set_up(struct cursor *c)
 {
+	struct vse_route routes[] = {
+		{ MAPPED(10, 0, 0, 1), MAPPED(10, 0, 0, 1), 80, 80, VSO_HINT_TCP, .dial = 0 },
+		{ MAPPED(10, 0, 0, 1), MAPPED(10, 0, 0, 9), 81, 81, VSO_HINT_TCP, .dial = 1, .target_len = sizeof(listens), .rule = 1 },
+		{ MAPPED(10, 0, 0, 1), MAPPED(10, 0, 0, 1), 82, 82, VSO_HINT_TCP, .dial = 1, .target_len = sizeof(refuses), .rule = 2 },
+		{ { 0xfd }, { 0xfd, [1 ... 15] = 0xff }, 1, 65535, VSO_HINT_TCP6, .dial = 1, .target_len = sizeof(listens), .rule = 3 },
+		{ MAPPED(127, 0, 0, 1), MAPPED(127, 0, 0, 1), ntohs(listens.sin_port), ntohs(listens.sin_port), VSO_HINT_TCP, .dial = 1, .rule = 4 },
+	};
 	struct vse_config config = {
 		.pairs = PAIRS, .max_flows = MAX_FLOWS, .buf_alloc = 4096, .buf_total = 10000,
-		.features = FEATURES, .linger_ms = 1,
+		.features = FEATURES, .linger_ms = 1, .nr_routes = sizeof(routes) / sizeof(*routes), .routes = routes,
+		.nr_hints = s.hints = 2, .hints = {
+			{ MAPPED(192, 168, 0, 0), MAPPED(192, 168, 255, 255), 0, 65535, VSO_HINT_TCP, VSO_HINT_NATIVE, 0 },
+			{ { 0 }, { [0 ... 15] = 0xff }, 0, 65535, VSO_HINT_TCP | VSO_HINT_TCP6, VSO_HINT_ASK, 0 },
+		},
 	};
 	struct vs_mem *empty = vs_mem_new();
 	struct vs_err err = { 0 };
 	struct vs_region *r = vs_region_map(ram_fd, GPA, RAM, 0, 0, &err);
 
+	for (size_t i = 0; i < config.nr_routes; i++)
+		memcpy(routes[i].target, i == 2 ? &refuses : &listens, routes[i].target_len);
+	snprintf(s.here_uri, sizeof(s.here_uri), "tcp://127.0.0.1:%u", ntohs(listens.sin_port));
 	s.mem = vs_mem_with(empty, r, &err);
 	vs_mem_put(empty);
 	vs_region_put(r);
@@ -403,6 +458,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		vs_vq_free(s.rings[i].vq);
 		close(s.rings[i].kick);
 	}
+	accept_routed();		/* none is left waiting for the next input */
 	for (int i = 0; i < PEERS; i++)
 		if (s.peers[i] >= 0)
 			close(s.peers[i]);

@@ -40,6 +40,8 @@ static struct {
 	int node;			/* a UDP socket, peer of the guest's node of IPX */
 	struct sockaddr_in at;		/* where the guest's is */
 	char peer_uri[40];		/* socket 4000 of the peer's */
+	char here_uri[40];		/* where the host listens, by its own address: a route leads there */
+	uint32_t hints;			/* of the device's configuration */
 } s;
 
 static uint16_t *word(int ring, uint32_t at)
@@ -86,8 +88,9 @@ static uint32_t some_id(struct cursor *c)
 static uint32_t payload(struct cursor *c, uint16_t type, uint8_t *to)
 {
 	const char *const uris[] = { "tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp6://::1/80", "x", "udp://10.0.0.2:53",
-				     "icmp://10.0.0.1:0", "ipx://00000000.ffffffffffff.4000", s.peer_uri };
-	const char *uri = uris[below(c, 8)];
+				     "icmp://10.0.0.1:0", "ipx://00000000.ffffffffffff.4000", s.peer_uri,
+				     "tcp://10.0.0.1:81", "tcp://10.0.0.1:82", "tcp6://fd00::1/81", "tcp://10.0.0.001:81", s.here_uri };
+	const char *uri = uris[below(c, sizeof(uris) / sizeof(*uris))];
 	uint16_t uri_len = (uint16_t)strlen(uri);
 	uint32_t n = 0;
 
@@ -210,7 +213,9 @@ static void check_message(int ring, const uint8_t *at, uint32_t len)
 	MUST(len >= sizeof(h), "%u bytes", len);
 	memcpy(&h, at, sizeof(h));
 	MUST(h.len == len - sizeof(h), "type %u announces %u bytes of %u", h.type, h.len, len);
-	MUST((h.type >= VSO_DATA && h.type <= VSO_URGENT) || (h.type >= VSO_HELLO_REPLY && h.type <= VSO_ERROR), "type %u", h.type);
+	MUST((h.type >= VSO_DATA && h.type <= VSO_URGENT) || (h.type >= VSO_HELLO_REPLY && h.type <= VSO_ERROR) ||
+	     h.type == VSO_HINTS, "type %u", h.type);
+	MUST(h.type != VSO_HINTS || (!h.flow && h.len == s.hints * sizeof(struct vso_hint)), "%u bytes of hints", h.len);
 	MUST(h.type == VSO_HELLO_REPLY || h.type == VSO_PONG || h.flow || h.type >= VSO_CONNECT_REPLY, "type %u for flow 0", h.type);
 	if (h.type == VSO_ACCEPT) {
 		MUST(h.len >= sizeof(struct vso_accept), "%u bytes", h.len);
