@@ -2,10 +2,10 @@
 /*
  * far - the far end of every connection that tests/bench/flows.py makes: sink, source, echo. The same for all that are compared.
  *
- * far KIND:WHERE...	KIND serve: does what is asked (far.h), job after job. KIND close: closes what it has accepted.
- *			WHERE tcp: a free port of 127.0.0.1, tcp:ADDRESS: of that; else the path of a Unix socket
+ * far KIND:WHERE...	KIND serve: does what is asked (far.h), job after job. KIND close: closes what it has accepted. KIND dgram: datagrams.
+ *			WHERE tcp: a free port of 127.0.0.1, tcp:ADDRESS: of that; else the path of a Unix socket. dgram: udp, udp:ADDRESS
  *
- * Prints the port of each tcp listener, a line each, and then "ready". One thread, level-triggered epoll.
+ * Prints the port of each tcp or udp socket, a line each, and then "ready". One thread, level-triggered epoll.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -27,7 +27,7 @@ enum { EVENTS = 64, TURN = 16 /* reads or writes of a connection before another 
 
 struct conn {
 	int fd;
-	enum { SERVE = 1, CLOSE, CONNECTED } kind;
+	enum { SERVE = 1, CLOSE, CONNECTED, DGRAM } kind;
 	struct far_request job;		/* what: 0 while `got` bytes of the next one are there */
 	uint32_t got;
 	uint64_t done;
@@ -150,10 +150,41 @@ static int give(struct conn *c)
 	return 1;
 }
 
+/* datagrams of one client at a time, whose number is in `done` */
+static void exchange(struct conn *c)
+{
+	struct sockaddr_in from;
+	socklen_t len = sizeof(from);
+	struct far_dgram d;
+	ssize_t n;
+
+	for (int i = 0; i < TURN && (n = recvfrom(c->fd, &d, sizeof(d), MSG_DONTWAIT, (void *)&from, &len)) >= 0; i++) {
+		if (n < (ssize_t)sizeof(d) || d.magic != FAR_DGRAM) {
+			c->done++;
+			continue;
+		}
+		if (d.what == FAR_GIVE) {
+			uint32_t head[FAR_PIECE / sizeof(uint32_t)] = { 0, d.burst };
+
+			for (uint32_t k = 0; k < d.number && k < FAR_BURST && d.size <= sizeof(head); k++)
+				sendto(c->fd, head, d.size, 0, (void *)&from, len);
+			continue;
+		}
+		if (d.what == FAR_ZERO)
+			c->done = 0;
+		d.number = (uint32_t)c->done;
+		sendto(c->fd, &d, sizeof(d), 0, (void *)&from, len);
+	}
+}
+
 static void turn(struct conn *c)
 {
 	int rc = 1;
 
+	if (c->kind == DGRAM) {
+		exchange(c);
+		return;
+	}
 	if (c->kind != CONNECTED) {
 		take(c);
 		return;
@@ -172,16 +203,16 @@ static void turn(struct conn *c)
 
 static void listen_on(const char *kind_and_where)
 {
-	int kind = strncmp(kind_and_where, "close:", 6) ? SERVE : CLOSE, fd;
+	int kind = !strncmp(kind_and_where, "close:", 6) ? CLOSE : !strncmp(kind_and_where, "dgram:", 6) ? DGRAM : SERVE, fd;
 	const char *where = strchr(kind_and_where, ':') + 1;
 	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
 	socklen_t len = sizeof(in);
 
-	if (!strcmp(where, "tcp") || !strncmp(where, "tcp:", 4)) {
+	if (!strcmp(where, "tcp") || !strncmp(where, "tcp:", 4) || kind == DGRAM) {
 		if (where[3] && inet_pton(AF_INET, where + 4, &in.sin_addr) != 1)
 			die(where);
-		fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		fd = socket(AF_INET, (kind == DGRAM ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 		if (fd < 0 || bind(fd, (void *)&in, len) || getsockname(fd, (void *)&in, &len))
 			die("bind");
 		printf("%u\n", ntohs(in.sin_port));
@@ -191,7 +222,7 @@ static void listen_on(const char *kind_and_where)
 		if (fd < 0 || bind(fd, (void *)&un, sizeof(un)))
 			die(where);
 	}
-	if (listen(fd, 4096))
+	if (kind != DGRAM && listen(fd, 4096))
 		die("listen");
 	conn_new(fd, kind);
 }

@@ -18,4 +18,17 @@ struct far_request {
 	uint64_t amount;
 };
 
+/* datagrams: those that begin with FAR_DGRAM ask or answer, all others are payload, which is counted */
+enum {
+	FAR_DGRAM = 0x66617264,
+	FAR_ZERO = 1,	/* count from here on; the answer is the same again */
+	FAR_COUNT,	/* how many were there? The answer has the number */
+	FAR_GIVE,	/* send `number` of `size` bytes, each of which begins with 0 and `burst` */
+	FAR_BURST = 32	/* most in one go */
+};
+
+struct far_dgram {
+	uint32_t magic, what, number, size, burst;
+};
+
 #endif

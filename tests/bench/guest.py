@@ -42,11 +42,15 @@ Numbers = list[int]
 
 
 class Measure(NamedTuple):
-    """``command``: near.c's, with {ms}. ``figures``: what its numbers say, by name. ``moves``: bytes, which have a cost."""
+    """``command``: near.c's, with {ms}. ``figures``: what its numbers say, by name. ``moves``: bytes, which have a cost.
+
+    ``udp``: of datagrams, which some paths do not carry.
+    """
 
     command: str
     figures: dict[str, Callable[[Numbers], float]]
     moves: bool = False
+    udp: bool = False
 
 
 class Row(NamedTuple):
@@ -62,6 +66,13 @@ def _rate(numbers: Numbers) -> float:
     return numbers[0] * 8 / numbers[1] * GIGA / MEGABIT
 
 
+def _datagrams(way: str, size: int) -> Measure:
+    """Thousands that came in a second, and how many of a hundred did not."""
+    name = f"{way}-{size}"
+    figures = {name: lambda n: n[0] / n[1] * GIGA / 1000, f"{name}-lost": lambda n: 100 * (1 - n[0] / n[2])}
+    return Measure(f"dgram-{way} {size} {{ms}}", figures, udp=True)
+
+
 MEASURES = {
     "out64": Measure("out 65536 {ms}", {"out64": _rate}, moves=True),
     "in64": Measure("in 65536 {ms}", {"in64": _rate}, moves=True),
@@ -70,6 +81,10 @@ MEASURES = {
     "ask": Measure("ask {ms}", {"p50": lambda n: n[0] / 1000, "p99": lambda n: n[1] / 1000}),
     "cycle": Measure("cycle {ms}", {"cycle": lambda n: n[0] / n[1] * GIGA}),
     "many": Measure(f"many {MANY}", {"many": lambda n: n[1] / GIGA}),
+    "out-64": _datagrams("out", 64),
+    "out-1400": _datagrams("out", 1400),
+    "in-64": _datagrams("in", 64),
+    "in-1400": _datagrams("in", 1400),
 }
 ROWS = {
     "out64": Row("guest to host, 64 KiB writes, Mbit/s", ".0f", 1.5),
@@ -80,6 +95,14 @@ ROWS = {
     "p99": Row("round trip of 64 bytes, 99th percentile, us", ".0f", 1.0, less=True),
     "cycle": Row("connect, ask, answer, close: per second", ".0f", 1.5),
     "many": Row(f"{MANY} connections opened, then asked, s", ".2f", 1.0, less=True),
+    "out-64": Row("datagrams of 64 bytes to the host, thousands a second that come", ".1f"),
+    "out-64-lost": Row("... : lost, %", ".1f"),
+    "out-1400": Row("datagrams of 1400 bytes to the host, thousands a second that come", ".1f"),
+    "out-1400-lost": Row("... : lost, %", ".1f"),
+    "in-64": Row("datagrams of 64 bytes to the guest, in bursts of 32, thousands a second that come", ".1f"),
+    "in-64-lost": Row("... : lost, %", ".1f"),
+    "in-1400": Row("datagrams of 1400 bytes to the guest, in bursts of 32, thousands a second that come", ".1f"),
+    "in-1400-lost": Row("... : lost, %", ".1f"),
     "out64-backend": Row("CPU of the back-end, s per GB, 64 KiB to the host", ".2f"),
     "in64-backend": Row("CPU of the back-end, s per GB, 64 KiB to the guest", ".2f"),
     "out64-cpu": Row("CPU with QEMU's, s per GB, 64 KiB to the host", ".2f", 1.0, less=True),
@@ -154,8 +177,12 @@ def measured(
         first.vm.run("far serve:/tmp/far >/tmp/far.log & until grep -q ready /tmp/far.log; do usleep 10000; done")
         for _ in range(rounds):
             for key in chosen:
+                udp = MEASURES[key].udp
                 for name, each in opened.items():
-                    keep(name, _run(each, MEASURES[key], each.where, milliseconds))
+                    if each.udp or not udp:
+                        keep(name, _run(each, MEASURES[key], each.udp if udp else each.where, milliseconds))
+                if udp:
+                    continue
                 inside = _run(first, MEASURES[key], "unix:/tmp/far", milliseconds)
                 keep(INSIDE, {row: figure for row, figure in inside.items() if row in MEASURES[key].figures})
             keep(INSIDE, _copies(first, milliseconds))

@@ -7,11 +7,13 @@
  * near WHERE ask MS		64 bytes and their echo, one after the other
  * near WHERE cycle MS		connect, 64 bytes and their echo, close; one after the other
  * near WHERE many COUNT	COUNT connections opened, then asked in turn; all are open at once
+ * near WHERE dgram-out SIZE MS	datagrams of SIZE bytes as fast as they go; then the far end is asked how many came
+ * near WHERE dgram-in SIZE MS	bursts of FAR_BURST such datagrams, each asked for when the one before it has come or is given up
  * near - copy MS		no connection: what the kernel copies from a program and to it
  *
- * WHERE is tcp:ADDRESS:PORT, vsock:CID:PORT or unix:PATH. Prints a line: for out and in, bytes, nanoseconds, and bytes of the runs that found
+ * WHERE is tcp:ADDRESS:PORT, udp:ADDRESS:PORT, vsock:CID:PORT or unix:PATH. Prints a line: for out and in, bytes, nanoseconds, and bytes of the runs that found
  * out how many that should be, too; for ask, nanoseconds of the median and the 99th percentile, and the number; for cycle and many, number
- * and nanoseconds; for copy, bytes and nanoseconds from a program, and the same to it.
+ * and nanoseconds; for datagrams, those that came, nanoseconds, and those that were sent; for copy, bytes and nanoseconds from a program, and the same to it.
  *
  * The amount is found by doubling it until it takes a quarter of MS, twice: once may be an accident, on a machine that has other work. So the
  * measured run finds windows open and code translated. No option of a socket is set: what a program gets that asks for nothing.
@@ -22,6 +24,8 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <poll.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,7 +41,7 @@
 #include "far.h"
 #include "program.h"
 
-enum { MOST_ASKED = 1 << 16, WORDS = 64 };
+enum { MOST_ASKED = 1 << 16, WORDS = 64, GIVE_UP_MS = 200, ASK_AGAIN = 100 };
 
 static union {
 	struct sockaddr any;
@@ -46,11 +50,13 @@ static union {
 	struct sockaddr_vm vm;
 } where;
 static socklen_t where_len;
+static bool dgram;
 static uint8_t piece[FAR_PIECE];
 
 static void usage(void)
 {
-	fputs("usage: near WHERE out SIZE MS | in SIZE MS | ask MS | cycle MS | many COUNT | copy MS\n", stderr);
+	fputs("usage: near WHERE out SIZE MS | in SIZE MS | ask MS | cycle MS | many COUNT | dgram-out SIZE MS | dgram-in SIZE MS | copy MS\n",
+	      stderr);
 	exit(2);
 }
 
@@ -76,6 +82,7 @@ static void set_where(char *text)
 		where.vm.svm_port = (unsigned int)strtoul(port, NULL, 10);
 		where_len = sizeof(where.vm);
 	} else {
+		dgram = !strncmp(text, "udp:", 4);
 		where.in.sin_family = AF_INET;
 		where.in.sin_port = htons((uint16_t)strtoul(port, NULL, 10));
 		if (inet_pton(AF_INET, rest + 1, &where.in.sin_addr) != 1)
@@ -86,7 +93,7 @@ static void set_where(char *text)
 
 static int connected(void)
 {
-	int fd = socket(where.any.sa_family, SOCK_STREAM, 0);
+	int fd = socket(where.any.sa_family, dgram ? SOCK_DGRAM : SOCK_STREAM, 0);
 
 	if (fd < 0 || connect(fd, &where.any, where_len))
 		die("connect");
@@ -242,6 +249,65 @@ static void many(size_t count)
 	printf("%zu %llu\n", count, (unsigned long long)(now() - start));
 }
 
+/* one datagram of the far end, -1: none within GIVE_UP_MS */
+static ssize_t heard(int fd, void *data, size_t len)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return poll(&p, 1, GIVE_UP_MS) == 1 ? recv(fd, data, len, MSG_DONTWAIT) : -1;
+}
+
+/* asked until it is answered: what is asked and what is answered may be lost, too */
+static uint32_t answered(int fd, uint32_t what)
+{
+	static uint32_t asked;
+	struct far_dgram ask = { .magic = FAR_DGRAM, .what = what, .burst = ++asked }, answer;
+
+	for (int i = 0; i < ASK_AGAIN; i++) {
+		send(fd, &ask, sizeof(ask), 0);
+		while (heard(fd, &answer, sizeof(answer)) >= 0)
+			if (answer.magic == FAR_DGRAM && answer.burst == asked)
+				return answer.number;
+	}
+	die("no answer");
+	return 0;
+}
+
+static void dgram_out(int fd, size_t size, uint64_t span)
+{
+	uint64_t start, took, sent = 0;
+
+	memset(piece, 0, size);
+	answered(fd, FAR_ZERO);
+	start = now();
+	do {
+		for (int i = 0; i < FAR_BURST; i++)
+			sent += send(fd, piece, size, 0) == (ssize_t)size;
+		took = now() - start;
+	} while (took < span);
+	printf("%u %llu %llu\n", answered(fd, FAR_COUNT), (unsigned long long)took, (unsigned long long)sent);
+}
+
+static void dgram_in(int fd, size_t size, uint64_t span)
+{
+	struct far_dgram ask = { .magic = FAR_DGRAM, .what = FAR_GIVE, .number = FAR_BURST, .size = (uint32_t)size };
+	uint64_t start, came = 0;
+	uint32_t head[2];
+
+	answered(fd, FAR_ZERO);
+	start = now();
+	do {
+		int left = FAR_BURST;
+
+		ask.burst++;
+		send(fd, &ask, sizeof(ask), 0);
+		while (left && heard(fd, head, sizeof(head)) >= 0)
+			left -= !head[0] && head[1] == ask.burst;
+		came += FAR_BURST - left;
+	} while (now() - start < span);
+	printf("%llu %llu %llu\n", (unsigned long long)came, (unsigned long long)(now() - start), (unsigned long long)ask.burst * FAR_BURST);
+}
+
 static uint64_t copies(int fd, ssize_t (*copy)(int), uint64_t span, uint64_t *took)
 {
 	uint64_t start = now(), bytes = 0;
@@ -297,6 +363,10 @@ int main(int argc, char **argv)
 		cycle(last * 1000000);
 	else if (!strcmp(kind, "many"))
 		many(last);
+	else if (!strcmp(kind, "dgram-out") && size >= sizeof(struct far_dgram) && size <= FAR_PIECE && dgram)
+		dgram_out(connected(), size, last * 1000000);
+	else if (!strcmp(kind, "dgram-in") && size >= sizeof(struct far_dgram) && size <= FAR_PIECE && dgram)
+		dgram_in(connected(), size, last * 1000000);
 	else if (!strcmp(kind, "copy"))
 		copy(last * 1000000);
 	else

@@ -28,16 +28,25 @@ POLICY = """
 match = {{ scheme = "tcp", address = "{host}", port = {port} }}
 action = "offload"
 rewrite = "tcp://127.0.0.1:{far}"
+
+[[rule]]
+match = {{ scheme = "udp", address = "{host}", port = {port} }}
+action = "offload"
+rewrite = "udp://127.0.0.1:{far_udp}"
 """
 
 
 class Open(NamedTuple):
-    """A path that is there. ``where``: the far end, in near.c's words. ``backend``: None where QEMU or the kernel is that."""
+    """A path that is there. ``where``: the far end, in near.c's words, ``udp``: for datagrams, "" where the path carries none.
+
+    ``backend``: None where QEMU or the kernel is that.
+    """
 
     vm: Vm
     where: str
     far: Program
     backend: Program | None = None
+    udp: str = ""
 
 
 class Shop:
@@ -57,8 +66,9 @@ class Shop:
         return place
 
     def listening(self, place: Path, *where: str) -> Program:
-        """A far end that serves there."""
-        far = Program(place / "far.log", [self.far, *(f"serve:{each}" for each in where)])
+        """A far end that serves there, each in far.c's words: connections, and datagrams where that is an address of UDP."""
+        words = (f"{'dgram' if each.startswith('udp') else 'serve'}:{each}" for each in where)
+        far = Program(place / "far.log", [self.far, *words])
         far.await_log("ready")
         return far
 
@@ -76,8 +86,16 @@ class Route(NamedTuple):
     ours: bool = False
 
 
-def _tcp_port(far: Program) -> int:
-    return int(far.await_log(r"^(\d+)\n")[1])
+def _ports(far: Program) -> tuple[int, int]:
+    """Of one that serves connections and then datagrams."""
+    tcp, udp = far.await_log(r"^(\d+)\n(\d+)\n").groups()
+    return int(tcp), int(udp)
+
+
+def _open(vm: Vm, far: Program, backend: Program | None = None) -> Open:
+    """Where the guest reaches the ports of the far end as they are."""
+    tcp, udp = _ports(far)
+    return Open(vm, f"tcp:{HOST}:{tcp}", far, backend, f"udp:{HOST}:{udp}")
 
 
 def offload(carrier: str, qemu: str) -> Callable[[Shop, str], contextlib.AbstractContextManager[Open]]:
@@ -85,13 +103,14 @@ def offload(carrier: str, qemu: str) -> Callable[[Shop, str], contextlib.Abstrac
     def start(shop: Shop, name: str) -> Iterator[Open]:
         place = shop.place(name)
         policy = place / "policy.toml"
-        with shop.listening(place, "tcp") as far:
-            policy.write_text(POLICY.format(host=HOST, port=PORT, far=_tcp_port(far)))
+        with shop.listening(place, "tcp", "udp") as far:
+            tcp, udp = _ports(far)
+            policy.write_text(POLICY.format(host=HOST, port=PORT, far=tcp, far_udp=udp))
             with (
                 Backend(place, "offload", "--policy", policy, "--name", "vm1") as backend,
                 shop.vm(place, "--socket", backend.socket, "--carrier", carrier, qemu=qemu, ours=True) as vm,
             ):
-                yield Open(vm, f"tcp:{HOST}:{PORT}", far, backend)
+                yield Open(vm, f"tcp:{HOST}:{PORT}", far, backend, f"udp:{HOST}:{PORT}")
                 assert backend.stats("vm1")["opened"] > 0, "nothing was offloaded"
 
     return start
@@ -100,8 +119,8 @@ def offload(carrier: str, qemu: str) -> Callable[[Shop, str], contextlib.Abstrac
 @contextlib.contextmanager
 def slirp(shop: Shop, name: str) -> Iterator[Open]:
     place = shop.place(name)
-    with shop.listening(place, "tcp") as far, shop.vm(place, "--nic") as vm:
-        yield Open(vm, f"tcp:{HOST}:{_tcp_port(far)}", far)
+    with shop.listening(place, "tcp", "udp") as far, shop.vm(place, "--nic") as vm:
+        yield _open(vm, far)
 
 
 @contextlib.contextmanager
@@ -121,13 +140,13 @@ def passt(shop: Shop, name: str) -> Iterator[Open]:
     else:
         card = ["-netdev", f"stream,id=net,addr.type=unix,addr.path={way},server=off"]
     with (
-        shop.listening(place, "tcp") as far,
+        shop.listening(place, "tcp", "udp") as far,
         Program(place / "passt.log", [_passt(), *options]) as backend,
     ):
         wait_until(way.exists, "passt listens")
         with shop.vm(place, "--", *card, *NIC) as vm:
             vm.run("ip link set eth0 mtu 65520")  # passt's DHCP would have said so, and it is many times faster for it
-            yield Open(vm, f"tcp:{HOST}:{_tcp_port(far)}", far, backend)
+            yield _open(vm, far, backend)
 
 
 def _passt() -> str:
@@ -145,8 +164,8 @@ def tap(shop: Shop, name: str) -> Iterator[Open]:
         with space.run(shop.vm, place, "--", *card) as vm:
             space.address("tap0", HOST, 24)
             space.link("set", "tap0", state="up")
-            with space.run(shop.listening, place, f"tcp:{HOST}") as far:
-                yield Open(vm, f"tcp:{HOST}:{_tcp_port(far)}", far)
+            with space.run(shop.listening, place, f"tcp:{HOST}", f"udp:{HOST}") as far:
+                yield _open(vm, far)
 
 
 def _vsock_words(uds: Path) -> str:

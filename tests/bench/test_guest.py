@@ -14,7 +14,8 @@ from tests.bench.plot import drawn
 from tests.netns import may_make_namespaces
 
 ALL_BUT_MANY = [key for key in MEASURES if key != "many"]
-ALL_ROWS = [key for key in ROWS if key != "many" and not key.endswith("-backend")]
+DATAGRAMS = [row for measure in MEASURES.values() if measure.udp for row in measure.figures]
+ALL_ROWS = [key for key in ROWS if key != "many" and not key.endswith("-backend") and key not in DATAGRAMS]
 
 
 @pytest.mark.foreign  # one QEMU for all paths that are compared, and that is the newest
@@ -24,8 +25,11 @@ def test_paths_from_a_guest_are_measured_in_turns_and_compared(tmp_path: Path) -
     found = measured(tmp_path, names, 1, 10, ALL_BUT_MANY)
     assert found.figures.keys() == {*names, INSIDE}
     assert all(rows.keys() >= set(ALL_ROWS) for name, rows in found.figures.items() if name != INSIDE)
-    assert all(value > 0 for rows in found.figures.values() for key, [value] in rows.items() if key in MEASURES)
+    streams = [key for key in MEASURES if not MEASURES[key].udp]  # a datagram may be lost, and a machine so busy that all are
+    assert all(value > 0 for rows in found.figures.values() for key, [value] in rows.items() if key in streams)
+    carry = {name for name, rows in found.figures.items() if rows.keys() >= set(DATAGRAMS)}
+    assert carry == set(names) - {"vsock", "vhost-device-vsock"}
     assert ratios(found, "offload-generic", "out64") is not None
     assert len(tables(found)) > 20
     drawing = ElementTree.fromstring(drawn(panels(found)))
-    assert sum(each.text == PATHS["slirp"].title for each in drawing.iter("{http://www.w3.org/2000/svg}text")) > len(MEASURES)
+    assert sum(each.text == PATHS["slirp"].title for each in drawing.iter("{http://www.w3.org/2000/svg}text")) > len(streams)
