@@ -82,14 +82,20 @@ void vse_rx_pump(struct vse_pair *p)
 
 static void pump_light(struct vse_pair *p)
 {
+	struct vse_flow *f, *next;
 	uint64_t moved = 0;
-	struct vse_flow *f;
+	int turns = 0;
 
 	if (!vse_ctl_empty(p) && !vse_ctl_drain(p))
 		return;
-	for (int i = 0; i < VSE_LIGHT_TURNS && (f = TAILQ_FIRST(&p->lightq)); i++)
+	for (f = TAILQ_FIRST(&p->lightq); f && turns < VSE_LIGHT_TURNS; f = next) {
+		next = TAILQ_NEXT(f, run);
+		if (!f->readable)
+			continue;	/* it has a window to tell of, and the driver is not to be called for each */
+		turns++;
 		if (take_turn(f, &moved) == TURN_STARVED)
 			break;
+	}
 	tell(p);	/* the end of the turn is far */
 }
 
