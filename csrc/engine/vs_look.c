@@ -17,7 +17,9 @@
  *
  * Only the thread decides and looks. Whoever else serves such a ring wakes it, unless it will look anyway (vse_settle()).
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>

@@ -296,12 +296,12 @@ static void check_bounds(void)
 
 static void make_turn(void)
 {
-	struct epoll_event evs[EPOLL_BATCH];
+	struct epoll_event evs[VSE_EPOLL_BATCH];
 	int n;
 
 	for (int i = 0; i < RINGS; i++)
 		vse_signal(s.rings[i].kick);
-	n = epoll_wait(s.e->ep, evs, EPOLL_BATCH, 0);
+	n = epoll_wait(s.e->ep, evs, VSE_EPOLL_BATCH, 0);
 	lock_in_turn(s.e);
 	turn(s.e, evs, n > 0 ? n : 0);
 	unlock(s.e);
