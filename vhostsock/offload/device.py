@@ -67,7 +67,7 @@ class OffloadDevice(EngineDevice):
 
     def __init__(self, *, name: str = "guest", policy: Policy | None = None, pairs: int = 1,
                  handlers: Mapping[str, Handler | StreamFunction] | None = None, max_flows: int = 4096, max_pending: int = 1024,
-                 buffer: int = 1 << 20, buffers: int = 256 << 20) -> None:  # fmt: skip
+                 buffer: int = 512 << 10, buffers: int = 128 << 20) -> None:  # fmt: skip
         if not 1 <= pairs <= 64:
             raise UsageError(f"{pairs} ring pairs; there can be 1 to 64")
         self.policy = policy or Policy()
