@@ -10,6 +10,8 @@ import pytest
 
 from tests.ring.conftest import both_formats
 
+pytestmark = pytest.mark.long  # seconds of two threads that do nothing else
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
