@@ -11,6 +11,7 @@ from tests.bench.ring import DEPTHS, core, core_table, peer_table, peers, rates
 
 pytestmark = pytest.mark.long
 
+
 def test_core_does_chains_in_every_configuration(tmp_path: Path) -> None:
     found = core(tmp_path, 1, 0.1)
     assert len(found) == 2 * 2 * 3 * 2
