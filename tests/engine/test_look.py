@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 
 import pytest
 
 from vhostsock.testing.driver import DriverQueue
+from vhostsock.testing.flow import Flow
 
 from .engine import EngineUnderTest, connection
 
@@ -27,6 +29,13 @@ class Kicks:
 
         monkeypatch.setattr(queue, "kick", counted)
 
+    def until_a_stream(self, flow: Flow, host: socket.socket) -> None:
+        """One message after the other arrives, until one needs no kick."""
+        self.decided.clear()
+        while False not in self.decided:
+            flow.send(b"x")
+            assert host.recv(1) == b"x"
+
 
 def test_messages_of_a_stream_arrive_without_a_kick(
     make_engine: Callable[..., EngineUnderTest], monkeypatch: pytest.MonkeyPatch
@@ -34,10 +43,7 @@ def test_messages_of_a_stream_arrive_without_a_kick(
     engine = make_engine(config=SLOW)
     kicks = Kicks(engine.driver.queues[1], monkeypatch)
     with connection(engine) as (flow, host):
-        kicks.decided.clear()
-        while False not in kicks.decided:
-            flow.send(b"x")
-            assert host.recv(1) == b"x"
+        kicks.until_a_stream(flow, host)
         assert kicks.decided.count(True) >= 5, "the first ones are served at once"
 
 
@@ -62,10 +68,7 @@ def test_a_stream_survives_a_ring_that_stops_and_starts(
     engine = make_engine(config=SLOW)
     kicks = Kicks(engine.driver.queues[1], monkeypatch)
     with connection(engine) as (flow, host):
-        kicks.decided.clear()
-        while False not in kicks.decided:
-            flow.send(b"x")
-            assert host.recv(1) == b"x"
+        kicks.until_a_stream(flow, host)
         flow.send(b"y")  # perhaps nobody has looked yet
         engine.detach(1)
         engine.attach(1)
