@@ -60,7 +60,7 @@ bool vso_eligible(const struct vso_row *row, struct sock *sk)
 {
 	if (!sk || vso_is_kernels(sk) || !vso_netns_offered(sock_net(sk)))
 		return false;
-	if (sk->sk_bound_dev_if || sk->sk_mark || vso_inet_transparent(sk))
+	if (vso_opts_tied(sk) || vso_inet_transparent(sk))
 		return false;
 	if (rcu_access_pointer(sk->sk_filter) || rcu_access_pointer(sk->sk_user_data))	/* BPF filters, sockmap */
 		return false;
