@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.vm import Vm, script
+from tests.e2e.vm import WITHIN, Vm, script
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,6 +41,15 @@ def initramfs_of(folder: Path, kernel: str, module: str) -> str:
     """The same for a folder of fetch-kernel, and with a module built for it."""
     programs = [word for path in sorted((HERE / "guest").glob("*.c")) for word in ("--program", str(path))]
     return script("mkinitramfs", "--kernel", kernel, "--module", module, *programs, "-o", str(folder / "root.cpio"))
+
+
+def hears_of_its_death(guest: Vm, how: str) -> None:
+    """Its kernel dies of the command ``how``: who waits for the command hears of it before its limit, and of what it died."""
+    with pytest.raises(ConnectionError, match=r"gone while .*; the end of its console:[^$]*Kernel panic"):
+        guest.run(how, timeout=10 * WITHIN)
+    guest.process.wait(WITHIN)
+    with pytest.raises(AssertionError, match="the guest's kernel complains"):
+        guest.check_console()
 
 
 @pytest.fixture(scope="session")

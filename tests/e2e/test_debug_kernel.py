@@ -12,21 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import initramfs_of
+from tests.e2e.conftest import hears_of_its_death, initramfs_of
 from tests.e2e.site import Site, site
-from tests.e2e.vm import script, wait_until
+from tests.e2e.vm import Vm, script, wait_until
 
 pytestmark = [pytest.mark.debug, pytest.mark.timeout(3600)]
+DIE = "echo 1 >/proc/sys/vm/panic_on_oom; echo 4000000 >/proc/sys/vm/min_free_kbytes; tail /dev/zero"  # it has no SysRq
+
+
+def booted(kernel: str) -> tuple[str, ...]:
+    """Options of a guest of that kernel, on a QEMU with processors that run in parallel."""
+    return ("--qemu", script("fetch-qemu", "trixie"), "--kernel", kernel, "--memory", "1G", "--smp", "2")
 
 
 @contextmanager
 def debug_site(folder: Path, *build: str) -> Iterator[Site]:
     """build: more options of build-guest-module."""
-    qemu = script("fetch-qemu", "trixie")  # with processors that run in parallel
     kernel = script("build-debug-kernel", timeout=7200)
     root = initramfs_of(folder, kernel, script("build-guest-module", "--headers", f"{kernel}/headers", *build))
-    boot = ("--qemu", qemu, "--kernel", kernel, "--memory", "1G", "--smp", "2")
-    with site(folder, root, *boot, pairs=2) as it:
+    with site(folder, root, *booted(kernel), pairs=2) as it:
         yield it
 
 
@@ -95,3 +99,11 @@ def test_threads_that_linger_between_two_steps_spoil_nothing(tmp_path: Path) -> 
         races.check_races()
         leaks = scan_for_leaks(races)
         assert not leaks, leaks
+
+
+def test_whoever_waits_for_this_kernel_hears_at_once_that_it_died(tmp_path: Path) -> None:
+    """Or else each test above would end by its limit of time."""
+    kernel = script("build-debug-kernel", timeout=7200)
+    root = script("mkinitramfs", "--kernel", kernel, "-o", str(tmp_path / "root.cpio"))
+    with Vm(tmp_path, root, *booted(kernel)) as guest:
+        hears_of_its_death(guest, DIE)

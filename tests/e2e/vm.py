@@ -30,6 +30,8 @@ BOOT = 180.0  # seconds that a kernel may take to its first program; in use are 
 WITHIN = 300.0
 """Seconds within which anything must happen that a test awaits, on a busy machine, too; never how long something takes."""
 
+FIRST_PROGRAM = "init: the first program runs"
+"""What qemu-scripts/guest/init writes into the kernel's log, loud enough for a kernel that is told to be quiet."""
 BROKEN = re.compile(r"BUG:|Oops|WARNING:|Kernel panic|unable to handle|general protection|blocked for more than|refcount_t")
 T = TypeVar("T", bound="Program")
 
@@ -189,6 +191,8 @@ class Vm(Program):
             self.guest = Guest(str(agent))
             if boots:
                 self._boot()
+            else:
+                self._ends_when_it_dies()
         except BaseException as error:
             self.close()
             raise AssertionError(f"the guest does not boot:\n{self.log.read_text()}\n{self.console_text()[-3000:]}") from error
@@ -204,12 +208,18 @@ class Vm(Program):
             warnings.warn(f"the kernel stopped before its first program, and was reset:\n{told}", stacklevel=2)
             self.qmp.execute("system_reset")
             self.qmp.await_event("RESET")
+            assert self._first_program(), "the kernel stopped again"
+        self._ends_when_it_dies()  # not sooner: the firmware resets once more by itself
         self.run("true")
+
+    def _ends_when_it_dies(self) -> None:
+        """A panic reboots (boot's panic=-1, oops=panic). From now on QEMU ends instead, and who waits for the guest hears."""
+        self.qmp.execute("set-action", reboot="shutdown")
 
     def _first_program(self) -> bool:
         """Whether the kernel comes to it within `BOOT`."""
         deadline = time.monotonic() + BOOT
-        while "Run /init as init process" not in self.console_text()[self._booted :]:
+        while FIRST_PROGRAM not in self.console_text()[self._booted :]:
             if time.monotonic() > deadline or self.process.poll() is not None:
                 return False
             time.sleep(0.02)
@@ -217,8 +227,14 @@ class Vm(Program):
         return True
 
     def run(self, command: str, *, timeout: float = WITHIN, input: bytes = b"", check: bool = True) -> Result:
-        """Run a shell command in the guest to its end; CommandError if it fails and ``check``."""
-        return self.guest.run(command, timeout=timeout, input=input, check=check)
+        """Run a shell command in the guest to its end; CommandError if it fails and ``check``.
+
+        ConnectionError with the end of the console if there is no guest any more, because its kernel died, for one.
+        """
+        try:
+            return self.guest.run(command, timeout=timeout, input=input, check=check)
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; the end of its console:\n{self.console_text()[-3000:]}") from error
 
     def start(self, command: str, *, timeout: float = WITHIN, input: bytes = b"") -> Command:
         """Start a shell command in the guest."""
@@ -242,6 +258,7 @@ class Vm(Program):
 
     def reset(self) -> None:
         """Reboot as the reset button does; returns when the new system runs commands."""
+        self.qmp.execute("set-action", reboot="reset")
         self.qmp.execute("system_reset")
         self.qmp.await_event("RESET")
         self.guest.forget()
