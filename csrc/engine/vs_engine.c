@@ -227,8 +227,10 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 		if (vse_rx_work(p))
 			vse_rx_pump(p);
 	}
-	if (e->retry_at || !TAILQ_EMPTY(&e->linger)) {
+	if (e->retry_at || e->tell_at || !TAILQ_EMPTY(&e->linger)) {
 		now = vse_now_ms();
+		if (e->tell_at && e->tell_at <= now)
+			vse_tell(e);
 		vse_listen_retry(e, now);
 		vse_linger_expire(e, now);
 	}
@@ -255,6 +257,8 @@ static int sleep_ms(struct vse_engine *e)
 		return 0;
 	if (f && (!until || f->linger_until < until))
 		until = f->linger_until;
+	if (e->tell_at && (!until || e->tell_at < until))
+		until = e->tell_at;
 	if (!until)
 		return -1;
 	now = vse_now_ms();

@@ -4,6 +4,9 @@
  *
  * Events are rare (set-up and end of flows), so each is an allocation. Python may be slow: while VSE_EVENTS_PAUSE of them wait, no
  * pair reads its driver and no listener accepts, so a guest cannot make the queue grow further.
+ *
+ * What is for the log alone (the flows of routes) may come VSE_EVENTS_MS late: Python's thread, once awake, takes a core from the connection
+ * that it is told of, so it is woken for many of them at once. Whatever else happens tells of these, too.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -26,9 +29,18 @@ void vse_signal(int fd)
 		return;
 }
 
+void vse_tell(struct vse_engine *e)
+{
+	e->tell_at = 0;
+	e->told = true;
+	vse_signal(e->event_fd);
+}
+
 void vse_event(struct vse_engine *e, uint32_t type, const struct vse_flow *f, uint32_t flow, uint32_t error,
 	       const void *payload, uint32_t len)
 {
+	/* the thread itself looks at tell_at before it sleeps; another one tells at once */
+	bool late = (type == VSE_EV_ROUTED || (type == VSE_EV_ENDED && f->routed)) && e->started && !e->sleeping;
 	struct vse_evnode *n;
 
 	if (len > VSE_PAYLOAD_MAX)
@@ -53,8 +65,13 @@ void vse_event(struct vse_engine *e, uint32_t type, const struct vse_flow *f, ui
 	*e->ev_last = n;
 	e->ev_last = &n->next;
 	e->stats.events++;
-	if (!e->nevents++)
-		vse_signal(e->event_fd);
+	e->nevents++;
+	if (e->told)
+		return;
+	if (!late || e->nevents >= VSE_EVENTS_LOG / 2)
+		vse_tell(e);
+	else if (!e->tell_at)
+		e->tell_at = vse_now_ms() + VSE_EVENTS_MS;
 }
 
 int vse_events(struct vse_engine *e, struct vse_event *out, int max)
@@ -72,8 +89,12 @@ int vse_events(struct vse_engine *e, struct vse_event *out, int max)
 		e->nevents--;
 		free(n);
 	}
-	if (!e->nevents && read(e->event_fd, &count, sizeof(count)) < 0)
-		count = 0;		/* EAGAIN: there were none */
+	if (!e->nevents) {
+		e->told = false;
+		e->tell_at = 0;
+		if (read(e->event_fd, &count, sizeof(count)) < 0)
+			count = 0;	/* EAGAIN: there were none */
+	}
 	vse_unlock(e);
 	return i;
 }

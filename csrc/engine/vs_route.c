@@ -202,6 +202,7 @@ static bool route(struct vse_flow *f, const union address *to, const char *peer,
 	}
 	if (rc)
 		return false;	/* of a Unix socket the handler knows more: it tries again itself */
+	f->routed = true;
 	if (loggable(e)) {
 		vse_event(e, VSE_EV_ROUTED, f, 0, rule, said, len);
 	} else {

@@ -62,6 +62,7 @@ enum {
 	VSE_LIGHT_MSG = 4096,		/* bytes of the driver's message that need not wait for larger ones of other flows */
 	VSE_CTL_PAUSE = 65536,		/* bytes of queued control messages at which a pair stops reading the driver */
 	VSE_EVENTS_LOG = 64,	/* events Python did not take at which those for the log alone are left out */
+	VSE_EVENTS_MS = 20,	/* how late Python may hear of what is for the log alone */
 	VSE_EVENTS_PAUSE = 4096,	/* events Python did not take at which all pairs stop reading, and listeners accepting */
 	VSE_SCRATCH = 65536 + 512,	/* the largest datagram with its header and URI */
 	VSE_LINGER_MAX = 1024,		/* closed flows whose last bytes still wait for the host; one more aborts the oldest */
@@ -138,6 +139,7 @@ struct vse_flow {
 	bool greet;			/* CALLING: the host's end waits for "OK PORT" */
 	bool gone;			/* on engine->gone: the id is given back, freed at the end of the turn */
 	bool counted;			/* was connected or bound: ENDED is due */
+	bool routed;			/* by a route: Python does nothing but log it */
 	bool heavy;			/* its last turn was more than a light one, see vs_turn.c */
 	bool stalled;			/* on engine->stalled */
 	bool polled;			/* fd is in epoll */
@@ -280,6 +282,8 @@ struct vse_engine {
 	struct vse_ipx *ipx;		/* the guest's node; NULL: it has none */
 	struct vse_evnode *ev_first, **ev_last;
 	uint32_t nevents;
+	bool told;			/* event_fd is readable */
+	uint64_t tell_at;		/* when it has to be, for events that may be late; 0: there are none */
 	uint64_t log_second, unlogged;
 	uint32_t log_flows;		/* that Python heard of in that second */
 	struct vse_stats stats;
@@ -298,6 +302,7 @@ struct vse_engine {
 /* vs_event.c */
 void vse_signal(int fd);			/* an eventfd */
 void vse_events_free(struct vse_engine *e);
+void vse_tell(struct vse_engine *e);		/* Python, that there are events */
 void vse_event(struct vse_engine *e, uint32_t type, const struct vse_flow *f, uint32_t flow, uint32_t error,
 	       const void *payload, uint32_t len);
 static inline bool vse_paused(const struct vse_engine *e) { return e->nevents >= VSE_EVENTS_PAUSE; }
