@@ -69,10 +69,10 @@ struct vso_sock *vso_sock_get(const struct socket *sock)
 	return vs;
 }
 
-void vso_seg_free(struct vso_seg *seg)
+void vso_seg_free(struct vso_sock *vs, struct vso_seg *seg)
 {
 	if (seg->page)
-		put_page(seg->page);
+		vso_pool_put(&vs->pair->pool[VSO_POOL_IN], seg->page, VSO_PAYER_NONE);
 	kfree(seg);
 }
 
@@ -82,7 +82,7 @@ static void vso_sock_free(struct vso_sock *vs)
 	struct vso_tx *tx, *tnext;
 
 	list_for_each_entry_safe(seg, next, &vs->rxq, list)
-		vso_seg_free(seg);
+		vso_seg_free(vs, seg);
 	list_for_each_entry_safe(tx, tnext, &vs->deferred, list)
 		kfree(tx);	/* unsent ones hold no reference */
 	__skb_queue_purge(&vs->dgrams);

@@ -122,7 +122,7 @@ int vso_gather(struct vso_sock *vs, struct msghdr *msg, u32 n)
 	struct vso_tx *fresh = NULL;
 	int err = 0;
 
-	if (!skb_page_frag_refill(n, pfrag, GFP_KERNEL_ACCOUNT))
+	if (!vso_frag_refill(&pair->pool[VSO_POOL_OUT], pfrag, n))
 		return -ENOBUFS;
 	if (!READ_ONCE(vs->held)) {
 		fresh = vso_gather_new(vs);

@@ -57,8 +57,12 @@ void vso_tx_free(struct vso_tx *tx)
 	struct vso_sock *vs = tx->vs;
 	int i;
 
-	for (i = 0; i < tx->frags; i++)
-		put_page(frag[i].page);
+	for (i = 0; i < tx->frags; i++) {
+		if (vs)
+			vso_pool_put(&vs->pair->pool[VSO_POOL_OUT], frag[i].page, page_private(frag[i].page));
+		else
+			put_page(frag[i].page);		/* it was never sent */
+	}
 	if (!tx->embedded)
 		kfree(tx);
 	if (vs)
@@ -209,15 +213,15 @@ void vso_txq_purge(struct vso_pair *pair)
 
 /* ----------------------------------------------------------------------------------------------------------- receiving */
 
-/* 32 KiB is the largest order that the per-CPU page lists cache */
-static const u8 vso_rx_order[VSO_RX_PAGES] = { 3, 3, 0 };
+static const u8 vso_rx_order[VSO_RX_PAGES] = { VSO_POOL_ORDER, VSO_POOL_ORDER, 0 };
 
-static struct page *vso_rx_page(unsigned int order)
+static struct page *vso_rx_page(struct vso_pair *pair, unsigned int order)
 {
 	struct page *page = NULL;
 
 	if (order)
-		page = alloc_pages(GFP_ATOMIC | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY, order);
+		page = vso_pool_take(&pair->pool[VSO_POOL_IN], VSO_PAYER_NONE) ?:
+		       alloc_pages(GFP_ATOMIC | __GFP_COMP | __GFP_NOWARN | __GFP_NORETRY, order);
 	return page ?: alloc_page(GFP_ATOMIC | __GFP_NOWARN);
 }
 
@@ -244,7 +248,7 @@ static bool vso_rx_post(struct vso_pair *pair, struct vso_rxbuf *buf)
 	sg_init_table(sg, VSO_RX_PAGES);
 	for (i = 0; i < VSO_RX_PAGES; i++) {
 		if (!buf->page[i])
-			buf->page[i] = vso_rx_page(vso_rx_order[i]);
+			buf->page[i] = vso_rx_page(pair, vso_rx_order[i]);
 		if (!buf->page[i])
 			goto fail;
 		sg_set_page(&sg[i], buf->page[i], page_size(buf->page[i]), 0);
@@ -320,6 +324,8 @@ void vso_pair_init(struct vso_pair *pair, struct vso_dev *dev)
 	INIT_LIST_HEAD(&pair->txq);
 	INIT_LIST_HEAD(&pair->held);
 	tasklet_setup(&pair->tasklet, vso_pair_serve);
+	vso_pool_init(&pair->pool[VSO_POOL_OUT], VSO_POOL_OUT);
+	vso_pool_init(&pair->pool[VSO_POOL_IN], VSO_POOL_IN);
 }
 
 /** vso_pair_start() - the rings are found, the device is not ready yet */
@@ -328,6 +334,8 @@ void vso_pair_start(struct vso_pair *pair, struct virtqueue *rx, struct virtqueu
 	pair->rx = rx;
 	pair->tx = tx;
 	pair->rx_posted = 0;
+	vso_pool_open(&pair->pool[VSO_POOL_OUT]);
+	vso_pool_open(&pair->pool[VSO_POOL_IN]);
 	pair->rx_target = min_t(unsigned int, virtqueue_get_vring_size(rx) / VSO_RX_PAGES, VSO_RX_BUFFERS);
 	vso_rx_fill(pair);	/* nothing runs the tasklet before virtio_device_ready() */
 	spin_lock_bh(&pair->tx_lock);
@@ -346,6 +354,20 @@ bool vso_pair_idle(struct vso_pair *pair)
 	idle = list_empty(&pair->txq) && pair->tx->num_free == virtqueue_get_vring_size(pair->tx);
 	spin_unlock_bh(&pair->tx_lock);
 	return idle;
+}
+
+/** vso_pair_tick() - now and then: what the device has read goes, also when nothing follows it, and pages that nobody needed */
+void vso_pair_tick(struct vso_pair *pair)
+{
+	bool kick;
+
+	spin_lock_bh(&pair->tx_lock);
+	kick = pair->run && vso_tx_drain(pair) && virtqueue_kick_prepare(pair->tx);
+	spin_unlock_bh(&pair->tx_lock);
+	if (kick)
+		virtqueue_notify(pair->tx);
+	vso_pool_age(&pair->pool[VSO_POOL_OUT]);
+	vso_pool_age(&pair->pool[VSO_POOL_IN]);
 }
 
 /** vso_pair_close() - no sender touches the ring from here on */
@@ -368,4 +390,6 @@ void vso_pair_stop(struct vso_pair *pair)
 	while ((tx = virtqueue_detach_unused_buf(pair->tx)))
 		vso_tx_free(tx);
 	vso_txq_purge(pair);
+	vso_pool_close(&pair->pool[VSO_POOL_OUT]);
+	vso_pool_close(&pair->pool[VSO_POOL_IN]);
 }

@@ -120,7 +120,7 @@ static struct vso_tx *vso_build_data(struct vso_sock *vs, struct msghdr *msg, u3
 		while (done < n && tx->frags < VSO_TX_FRAGS) {
 			u32 part;
 
-			if (!skb_page_frag_refill(min_t(u32, n - done, PAGE_SIZE), pfrag, GFP_KERNEL_ACCOUNT))
+			if (!vso_frag_refill(&vs->pair->pool[VSO_POOL_OUT], pfrag, min_t(u32, n - done, PAGE_SIZE)))
 				break;
 			part = min(n - done, pfrag->size - pfrag->offset);
 			if (copy_page_from_iter(pfrag->page, pfrag->offset, part, &msg->msg_iter) != part) {

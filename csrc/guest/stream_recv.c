@@ -50,7 +50,7 @@ static void vso_rx_take(struct vso_sock *vs, u32 n)
 	}
 	spin_unlock_bh(&vs->lock);
 	if (empty)
-		vso_seg_free(seg);
+		vso_seg_free(vs, seg);
 }
 
 /*

@@ -219,6 +219,8 @@ static void vso_watchdog(struct work_struct *work)
 		WRITE_ONCE(dev->unanswered, dev->unanswered + 1);	/* vso_rx() sets it to 0 */
 		vso_pong(&dev->pair[0], VSO_PING, dev->unanswered);
 	}
+	for (i = 0; i < dev->nr_pairs; i++)
+		vso_pair_tick(&dev->pair[i]);
 	schedule_delayed_work(&dev->watchdog, period);
 }
 

@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, gather.c makes one message of small writes, proc.c shows
+ * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, pool.c keeps pages to use them again, gather.c makes one message of small writes, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -26,6 +26,7 @@
  *                         listener closes the flow first, so that nobody waits for the device any more, and takes it then
  *   vso_pair.tx_lock      (bh) the from-driver ring, txq, vso_sock.fin_queued, held, unread: the order of the messages of a flow
  *   vso_sock.lock         (bh) everything else in struct vso_sock that changes
+ *   vso_pool.lock         (bh) the pages of a pool
  *   the sock's wait queue
  *
  * lock_sock() is never held around any of these while something sleeps, and nothing of ours waits for the device under any lock
@@ -60,6 +61,8 @@
 #define VSO_TX_INLINE		2048	/* payloads up to here share one allocation and one descriptor with their header */
 #define VSO_TX_FRAGS		(VSO_TX_MAX / PAGE_SIZE + 2)
 #define VSO_LOCALS		8	/* of the host's addresses at which a socket was reached, those it may answer from */
+#define VSO_POOL_ORDER		3	/* pages of 32 KiB: the largest order that the per-CPU page lists cache, and what a task's fragment has */
+#define VSO_POOL_MAX		64	/* of them kept for each direction of a pair: 2 MiB, as many as are posted to the driver's ring */
 #define VSO_TXQ_LIMIT		(128 * 1024)	/* memory of a flow's messages that wait for ring space before writers wait too */
 
 /* struct sockaddr_ipx: the kernels that have no IPX have no header for it either */
@@ -114,6 +117,31 @@ const struct vso_row *vso_row_find(int family, int type, int protocol);
 struct vso_dev;
 struct vso_sock;
 
+enum vso_way {
+	VSO_POOL_OUT,
+	VSO_POOL_IN,
+	VSO_POOLS,
+};
+
+/**
+ * struct vso_pool - pages that wait to be used again, pool.c
+ * @lock: guards all of it
+ * @open: it takes pages
+ * @nr: pages in @kept, the oldest first
+ * @low: the least that @nr was since the last tick: so many were not needed
+ * @count: what all pools of this direction did
+ */
+struct vso_pool {
+	spinlock_t lock;
+	bool open;
+	unsigned int nr, low;
+	struct vso_pool_count *count;
+	struct vso_kept {
+		struct page *page;
+		unsigned long payer;	/* what it is charged to: only compared, never 0 */
+	} kept[VSO_POOL_MAX];
+};
+
 /* one chain to the driver: compound pages, the first holds the header and all of any control message */
 struct vso_rxbuf {
 	struct page *page[VSO_RX_PAGES];	/* NULL: a socket queue took it */
@@ -136,6 +164,7 @@ struct vso_msg {
  * @txq: messages that found the ring full, in order
  * @held: what flows hold back, in no order (gather.c)
  * @rx_posted: chains the device holds (tasklet only)
+ * @pool: pages to use again, by direction
  */
 struct vso_pair {
 	struct vso_dev *dev;
@@ -148,6 +177,7 @@ struct vso_pair {
 	struct list_head held;
 	unsigned int rx_posted;
 	unsigned int rx_target;
+	struct vso_pool pool[VSO_POOLS];
 };
 
 /**
@@ -225,6 +255,7 @@ void vso_txq_purge(struct vso_pair *pair);
 void vso_pair_init(struct vso_pair *pair, struct vso_dev *dev);
 void vso_pair_start(struct vso_pair *pair, struct virtqueue *rx, struct virtqueue *tx);
 bool vso_pair_idle(struct vso_pair *pair);
+void vso_pair_tick(struct vso_pair *pair);
 void vso_pair_close(struct vso_pair *pair);
 void vso_pair_stop(struct vso_pair *pair);
 void vso_hello_reply(struct vso_dev *dev, u32 error, const void *payload, u32 len);
@@ -232,6 +263,18 @@ void vso_pong(struct vso_pair *pair, u16 type, u32 cookie);
 void vso_dev_broken(struct vso_dev *dev, const char *why);
 int vso_transport_register(void);
 void vso_transport_unregister(void);
+
+/* -------------------------------------------------------------------------------------------------------------- pool.c */
+
+#define VSO_PAYER_NONE	1UL	/* of received pages, which are charged to nobody */
+
+void vso_pool_init(struct vso_pool *pool, enum vso_way way);
+void vso_pool_open(struct vso_pool *pool);
+void vso_pool_age(struct vso_pool *pool);
+void vso_pool_close(struct vso_pool *pool);
+void vso_pool_put(struct vso_pool *pool, struct page *page, unsigned long payer);
+struct page *vso_pool_take(struct vso_pool *pool, unsigned long payer);
+bool vso_frag_refill(struct vso_pool *pool, struct page_frag *frag, u32 n);
 
 /* ------------------------------------------------------------------------------------------------------------ gather.c */
 
@@ -418,7 +461,7 @@ void vso_flows_kill(struct vso_dev *dev, int error);
 bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m);
 void vso_rx(struct vso_pair *pair, struct vso_rxbuf *buf, u32 used);
 void vso_msg_copy(const struct vso_msg *m, u32 off, void *to, u32 len);
-void vso_seg_free(struct vso_seg *seg);
+void vso_seg_free(struct vso_sock *vs, struct vso_seg *seg);
 
 extern struct list_head vso_all;
 extern spinlock_t vso_all_lock;

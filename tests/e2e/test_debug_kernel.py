@@ -73,6 +73,10 @@ def test_listener_and_datagram_server_claims_hold(place: Site) -> None:
     place.check_datagram_server()
 
 
+def test_pages_are_used_again_and_let_go(place: Site) -> None:
+    place.check("pages_check 10.0.0.5 7000", timeout=1200)
+
+
 def test_lives_leave_nothing(place: Site) -> None:
     """The last test of this file says it: kmemleak knows, and KASAN's quarantine makes counts of objects mean little."""
     place.check("LIVES_UNCOUNTED=1 life_check 10.0.0.5 7000 7001 7004 192.0.2.1 150", timeout=1200)

@@ -46,6 +46,10 @@ def test_stream_claims_hold(newer: Site, host: str, denied: str) -> None:
     newer.check_streams(host, denied)
 
 
+def test_pages_are_used_again_and_let_go(newer: Site) -> None:
+    newer.check("pages_check 10.0.0.5 7000")
+
+
 def test_datagram_claims_hold(newer: Site) -> None:
     newer.check_datagrams()
 

@@ -41,6 +41,10 @@ def test_many_lives_leave_nothing_in_guest_and_back_end(place: Site) -> None:
     live(place, LIVES, timeout=290)
 
 
+def test_pages_are_used_again_and_let_go(place: Site) -> None:
+    place.check("pages_check 10.0.0.5 7000")
+
+
 def test_hwstat_shows_who_holds_an_offloaded_socket(place: Site) -> None:
     holding = place.vm.start("hold 10.0.0.5 7002")
     with place.accept() as sock:
@@ -78,6 +82,7 @@ def test_all_who_wait_hear_that_the_driver_let_the_device_go(place: Site) -> Non
 
     place.check_gone(let_go)
     assert not place.hwsock()
+    assert place.vm.run("grep -c 'kept 0 ' /sys/module/virtio_socket/parameters/pages").text == "2"
     place.vm.run(f"echo {name} >{driver}/bind")
     place.vm.run("wget -q -O /dev/null http://10.0.0.5/")
 
