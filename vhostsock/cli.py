@@ -132,12 +132,15 @@ def _offload_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", metavar="FILE", help="what is served (docs/policy.md). Without one: nothing")
     parser.add_argument("--name", default="guest", metavar="NAME", help="who the guest is, for the policy and the log")
     parser.add_argument("--pairs", type=int, default=1, metavar="N", help="ring pairs, as given to qemu-args (default: 1)")
-    _max_flows(parser)
+    _engine_limits(parser)
 
 
-def _max_flows(parser: argparse.ArgumentParser) -> None:
+def _engine_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-flows", type=int, default=4096, metavar="N",
                         help="sockets of the guest at once, each takes a descriptor (default: 4096)")  # fmt: skip
+    parser.add_argument("--busy-poll", type=int, default=50, metavar="US",
+                        help="microseconds to wait awake for what is about to come, where that is found to be faster;"
+                        " 0: always sleep (default: 50)")  # fmt: skip
 
 
 def _make_vsock(options: argparse.Namespace) -> Device:
@@ -147,7 +150,7 @@ def _make_vsock(options: argparse.Namespace) -> Device:
 
 
 def _vsock_arguments(parser: argparse.ArgumentParser) -> None:
-    _max_flows(parser)
+    _engine_limits(parser)
     parser.add_argument("--guest-cid", type=int, default=3, metavar="N", help="the guest's context id (default: 3)")
     parser.add_argument("--uds-path", metavar="PATH",
                         help="the guest reaches PATH_<port>; clients of PATH say 'CONNECT <port>'")  # fmt: skip

@@ -5,7 +5,7 @@
  * The thread sleeps in epoll_wait without the lock. Awake, it takes the lock, turns what epoll said into flags (a ring is ready, a
  * flow is readable), and gives every pair one turn: a batch of messages from the driver, then what its flows have for the
  * driver, then one flush of each ring. A turn is bounded, so the lock is free again soon; while work is left the next
- * epoll_wait has no timeout.
+ * epoll_wait has no timeout. What it does instead of sleeping, when more is about to come: vs_look.c and vs_poll.c.
  *
  * Everything in epoll is edge-triggered and registered once, so the data path makes no epoll_ctl call and no read of a kick
  * eventfd: each write to an eventfd is a new edge (fs/eventfd.c wakes on every signal), whatever its count.
@@ -26,12 +26,17 @@
 
 #include "vse_priv.h"
 
-uint64_t vse_now_ms(void)
+uint64_t vse_now_ns(void)
 {
 	struct timespec ts;
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+uint64_t vse_now_ms(void)
+{
+	return vse_now_ns() / 1000000;
 }
 
 static int fail(struct vs_err *err, int code, const char *what)
@@ -270,17 +275,23 @@ static void *thread_main(void *arg)
 	struct vse_engine *e = arg;
 	struct epoll_event evs[VSE_EPOLL_BATCH];
 	int n, timeout;
+	bool awake;
 
 	vse_look_begin();
 	lock_in_turn(e);
 	while (!atomic_load_explicit(&e->stopping, memory_order_relaxed)) {
 		timeout = sleep_ms(e);
+		awake = timeout && vse_poll_begin(e);
 		e->looking = (e->sleeping = timeout != 0) && vse_look_due(e);
 		unlock(e);
-		n = e->looking ? vse_look_wait(e, evs, VSE_EPOLL_BATCH) : epoll_wait(e->ep, evs, VSE_EPOLL_BATCH, timeout);
+		if (awake)
+			n = vse_poll_wait(e, evs, VSE_EPOLL_BATCH);
+		else
+			n = e->looking ? vse_look_wait(e, evs, VSE_EPOLL_BATCH) : epoll_wait(e->ep, evs, VSE_EPOLL_BATCH, timeout);
 		lock_in_turn(e);
 		e->sleeping = e->looking = false;
-		e->stats.wakeups++;
+		e->stats.wakeups += !awake;
+		vse_poll_end(e);
 		vse_look_turn(e, evs, n);
 		turn(e, evs, n);
 	}

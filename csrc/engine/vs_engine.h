@@ -108,6 +108,7 @@ struct vse_config {
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
 	uint32_t quick_ns;	/* a kick so soon after another may be one of a stream (vs_look.c); 0: 100 us */
 	uint32_t look_ns;	/* of a stream, how long messages may lie that need no kick; 0: 50 us */
+	uint32_t poll_ns;	/* how long the thread may wait awake for what is about to come (vs_poll.c); 0: it always sleeps */
 };
 
 struct vse_stats {

@@ -86,7 +86,7 @@ void vse_tx_batch(struct vse_pair *p)
 	for (n = 0; n < VSE_BATCH && (rc = vs_vq_pop(r->vq, e->batch[n])) == 1; n++)
 		vse_ring_poll_mem(r, e->batch[n]->mem);
 	r->stream = r->stream && n;
-	if (!rc && r->stream) {
+	if (!rc && (r->stream || vse_poll_next(e))) {
 		r->ready = false;
 		r->look = true;
 	} else if (!rc) {

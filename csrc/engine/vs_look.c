@@ -27,17 +27,9 @@
 
 #include "vse_priv.h"
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
-}
-
 static void kicked(struct vse_engine *e, struct vse_ring *r)
 {
-	uint64_t now = now_ns();
+	uint64_t now = vse_now_ns();
 
 	r->quick = now - r->kicked_ns < (e->config.quick_ns ? e->config.quick_ns : VSE_QUICK_NS) && r->kicked_out == e->stats.msgs_out ? r->quick + 1 : 0;
 	r->stream = r->quick >= VSE_QUICK_MIN;

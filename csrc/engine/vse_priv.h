@@ -6,6 +6,7 @@
  *	vs_event.c	events for Python
  *	vs_in.c		chains from the driver, in batches
  *	vs_look.c	the driver's streams of small messages: served without kicks
+ *	vs_poll.c	waiting awake, where that is faster
  *	vs_out.c	chains to the driver, the queue of what found none
  *	vs_turn.c	the flows' turns, what epoll said
  *	vs_flow.c	flow table, life and death of a flow, the answers of Python
@@ -249,6 +250,18 @@ struct vse_dialect {
 
 extern const struct vse_dialect vse_vso, vse_vsock;
 
+/* see vs_poll.c; the thread's alone */
+struct vse_poll {
+	uint64_t seen_ns, seen_msgs, seen_bytes;	/* at the end of the last wait: when, and what had been moved */
+	bool near;		/* that one was within a conversation */
+	bool in_vain;		/* nothing came while it was awake */
+	bool awake;		/* how this epoch waits */
+	bool better;		/* was awake the faster way, when last tried? */
+	uint32_t epoch, keep, waits;	/* in the cycle of tries; epochs of what was faster; in this epoch */
+	uint64_t ns, msgs;	/* and what they came to */
+	double rate[2];		/* messages a ns asleep, and awake */
+};
+
 struct vse_evnode;
 
 struct vse_engine {
@@ -261,6 +274,7 @@ struct vse_engine {
 	int ep, wake_fd, event_fd;
 	bool sleeping;			/* the thread is, or is about to be, in epoll_wait with a timeout */
 	bool looking;			/* and with that of a look; the thread's alone to write */
+	struct vse_poll poll;
 
 	bool hello;			/* a driver has said HELLO */
 	uint64_t epoch;
@@ -308,6 +322,7 @@ void vse_event(struct vse_engine *e, uint32_t type, const struct vse_flow *f, ui
 static inline bool vse_paused(const struct vse_engine *e) { return e->nevents >= VSE_EVENTS_PAUSE; }
 
 /* vs_engine.c */
+uint64_t vse_now_ns(void);
 uint64_t vse_now_ms(void);
 void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem);
@@ -321,6 +336,12 @@ void vse_look_begin(void);			/* in the thread */
 bool vse_look_due(const struct vse_engine *e);
 int vse_look_wait(const struct vse_engine *e, struct epoll_event *evs, int max);	/* epoll_wait; called without the lock */
 void vse_look_turn(struct vse_engine *e, const struct epoll_event *evs, int n);	/* behind it */
+
+/* vs_poll.c, around each wait of the thread */
+bool vse_poll_next(const struct vse_engine *e);	/* will it wait awake, as it looks now? Then kicks need not be enabled */
+bool vse_poll_begin(struct vse_engine *e);	/* may it wait with vse_poll_wait()? */
+int vse_poll_wait(struct vse_engine *e, struct epoll_event *evs, int max);	/* epoll_wait; called without the lock */
+void vse_poll_end(struct vse_engine *e);
 
 /* vs_in.c */
 void vse_tx_batch(struct vse_pair *p);		/* one batch of the driver's messages */

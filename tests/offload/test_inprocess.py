@@ -174,7 +174,8 @@ def test_handler_that_nobody_gave_is_a_policy_error_with_its_place() -> None:
         OffloadDevice(policy=parse_policy(POLICY, "p.toml"))
 
 
-WRONG: list[dict[str, Any]] = [{"pairs": 0}, {"pairs": 65}, {"max_flows": 0}, {"buffer": 0}, {"handlers": {"direct": echo}}]
+WRONG: list[dict[str, Any]] = [{"pairs": 0}, {"pairs": 65}, {"max_flows": 0}, {"buffer": 0}, {"busy_poll": -1},
+                                {"handlers": {"direct": echo}}]  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=str)

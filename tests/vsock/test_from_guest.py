@@ -256,6 +256,7 @@ def test_config_space_holds_the_cid(guest: Guest) -> None:
         ({"uds_path": "/" + "x" * 107}, "too long"),
         ({"uds_path": "/no/such/folder/v"}, "no such folder"),
         ({"max_flows": 0}, "max_flows"),
+        ({"busy_poll": 1001}, "busy_poll must be 0..1000 microseconds"),
     ],
 )
 def test_wrong_argument_is_named_when_the_device_is_made(wrong: dict[str, object], named: str) -> None:

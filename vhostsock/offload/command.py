@@ -16,7 +16,8 @@ __all__ = ["check", "make_device"]
 
 def make_device(options: argparse.Namespace) -> OffloadDevice:
     policy = load_policy(options.policy) if options.policy else Policy()
-    return OffloadDevice(name=options.name, policy=policy, pairs=options.pairs, max_flows=options.max_flows)
+    return OffloadDevice(name=options.name, policy=policy, pairs=options.pairs, max_flows=options.max_flows,
+                         busy_poll=options.busy_poll)  # fmt: skip
 
 
 def check(options: argparse.Namespace) -> None:

@@ -59,6 +59,7 @@ class OffloadDevice(EngineDevice):
     max_pending  connections being made at once; one more gets ENOBUFS
     buffer       bytes that a flow may hold for a host socket that does not take them; also the guest's send window
     buffers      bytes of such buffers over all flows; the flow that would exceed it gets ENOBUFS
+    busy_poll    microseconds for which the engine's thread may wait awake where that is faster; 0: not at all
 
     PolicyError: the policy names a handler that is not there. UsageError: a limit is out of range.
     """
@@ -67,13 +68,15 @@ class OffloadDevice(EngineDevice):
 
     def __init__(self, *, name: str = "guest", policy: Policy | None = None, pairs: int = 1,
                  handlers: Mapping[str, Handler | StreamFunction] | None = None, max_flows: int = 4096, max_pending: int = 1024,
-                 buffer: int = 512 << 10, buffers: int = 128 << 20) -> None:  # fmt: skip
+                 buffer: int = 512 << 10, buffers: int = 128 << 20, busy_poll: int = 50) -> None:  # fmt: skip
         if not 1 <= pairs <= 64:
             raise UsageError(f"{pairs} ring pairs; there can be 1 to 64")
         self.policy = policy or Policy()
         self.num_queues = 2 * pairs
         self._handlers = named_handlers(self.policy, handlers or {})
-        limits: dict[str, Any] = {"pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers}
+        limits: dict[str, Any] = {
+            "pairs": pairs, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers, "busy_poll": busy_poll,
+        }  # fmt: skip
         self._max_pending = max_pending
         self._max_tasks = max_pending + max_flows  # functions that serve connections may outlive them, but not without end
         self._flows: dict[int, Flow] = {}

@@ -22,6 +22,7 @@ FEATURES: Final = (
     lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING | lib.VSO_F_IPX | lib.VSO_F_URGENT
     | lib.VSO_F_GROUP
 )
+BUSY_POLL_MAX: Final = 1000  # microseconds; who expects more to come of spinning for longer is mistaken
 BATCH: Final = 64  # events taken in one call
 EVENT_NAMES: Final[dict[int, str]] = {
     number: name.removeprefix("VSE_EV_") for number, name in ffi.typeof("enum vse_event_type").elements.items()
@@ -63,17 +64,20 @@ class Engine:
 
     def __init__(self, *, pairs: int, max_flows: int, buf_alloc: int, buf_total: int, guest_cid: int | None = None,
                  hairpin: str = "", hints: bytes = b"", routes: Any = (), ports: Any = (), ports_path: str = "",
-                 log_flows: int = 0) -> None:
+                 log_flows: int = 0, busy_poll: int = 0) -> None:
         """``guest_cid``: speak virtio-vsock with that guest, not the offload protocol. ``hairpin``: the guest's network
         namespace whose loopback is the device's, too. ``hints``: the payload of VSO_HINTS, see hints.py. ``routes``: an
         array of struct vse_route, see routes.py. ``ports``, ``ports_path``: vsock, an array of struct vse_port and where other
-        ports of the host lead, see vs_engine.h. ``log_flows``: of routes, a second, that are told for the log; 0: all."""
+        ports of the host lead, see vs_engine.h. ``log_flows``: of routes, a second, that are told for the log; 0: all.
+        ``busy_poll``: how long the thread may wait awake where that is faster, microseconds, see vs_poll.c; 0: not at all."""
+        if not 0 <= busy_poll <= BUSY_POLL_MAX:
+            raise UsageError(f"busy_poll must be 0..{BUSY_POLL_MAX} microseconds, not {busy_poll}")
         config = ffi.new("struct vse_config *", {
             "pairs": pairs, "max_flows": max_flows, "buf_alloc": buf_alloc, "buf_total": buf_total, "features": FEATURES,
             "dialect": lib.VSE_OFFLOAD if guest_cid is None else lib.VSE_VSOCK, "guest_cid": guest_cid or 0,
             "hairpin": hairpin.encode(), "nr_hints": len(hints) // ffi.sizeof("struct vso_hint"),
             "nr_routes": len(routes), "routes": routes or ffi.NULL, "nr_ports": len(ports), "ports": ports or ffi.NULL,
-            "ports_path": os.fsencode(ports_path), "log_flows": log_flows,
+            "ports_path": os.fsencode(ports_path), "log_flows": log_flows, "poll_ns": busy_poll * 1000,
         })  # fmt: skip
         if config.nr_hints <= lib.VSO_HINTS_MAX:  # else vse_new complains
             ffi.memmove(config.hints, hints, len(hints))

@@ -15,7 +15,7 @@ def make_device(options: argparse.Namespace) -> VsockDevice:
     return VsockDevice(
         options.guest_cid, name=options.name, uds_path=options.uds_path, seqpacket_path=options.seqpacket_path,
         forwards=dict(_forward(text) for text in options.forward), publish=dict(_publish(text) for text in options.publish),
-        max_flows=options.max_flows,
+        max_flows=options.max_flows, busy_poll=options.busy_poll,
     )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ class VsockDevice(EngineDevice):
     max_pending      connections being made at once, and clients that did not yet say which port they want; likewise
     buffer           bytes that a connection may hold for a host socket that does not take them; also the guest's send window
     buffers          bytes of such buffers over all connections; one that would exceed it is reset
+    busy_poll        microseconds for which the engine's thread may wait awake where that is faster; 0: not at all
 
     UsageError: an argument is out of range or no address. The addresses are listened on while a front-end is connected; its
     session fails when that is not possible.
@@ -87,7 +88,7 @@ class VsockDevice(EngineDevice):
         self, guest_cid: int, *, uds_path: str | os.PathLike[str] | None = None,
         seqpacket_path: str | os.PathLike[str] | None = None, forwards: Mapping[int, Target] | None = None,
         publish: Mapping[str, int] | None = None, name: str = "guest", connect_timeout: float = 10.0, max_flows: int = 4096,
-        max_pending: int = 1024, buffer: int = 256 << 10, buffers: int = 64 << 20,
+        max_pending: int = 1024, buffer: int = 256 << 10, buffers: int = 64 << 20, busy_poll: int = 50,
     ) -> None:  # fmt: skip
         if not CID_HOST < guest_cid < 0xFFFFFFFF:
             raise UsageError(f"guest_cid {guest_cid}: must be 3 to {0xFFFFFFFE}; 0, 1 and 2 are taken")
@@ -95,6 +96,7 @@ class VsockDevice(EngineDevice):
         self._forwards = {_port(port): _handler(target) for port, target in (forwards or {}).items()}
         limits: dict[str, Any] = {
             "pairs": 1, "max_flows": max_flows, "buf_alloc": buffer, "buf_total": buffers, "guest_cid": guest_cid,
+            "busy_poll": busy_poll,
         }  # fmt: skip
         if len(self._forwards) <= lib.VSE_ROUTES_MAX:  # else the engine asks about every port
             limits |= {"ports": _ports(self._forwards), "ports_path": self._uds_path or ""}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * vs_poll - the engine waits awake for what is about to come, where that is shown to be faster.
+ *
+ * Whoever is woken from sleep pays for it: some 20 us on an idle core, and as much again for the kick that wakes it. Between a question and
+ * its answer that happens four times, and is most of the time. So where little moves and the next message is near, the thread may look at the
+ * rings and at epoll for up to config.poll_ns before it sleeps, with kicks off: neither the driver nor the host's end then calls anybody.
+ *
+ * But a thread that spins takes a core, which may be the one that the peer, the driver or another device needs; then all is slower. No
+ * figure of this thread's own tells which it is, so it is tried out, on the traffic at hand:
+ *
+ *	try asleep (one epoch) -> try awake (one epoch) -> keep what was faster (VSE_POLL_KEEP epochs, and twice as many each time that
+ *	it is the same again, up to VSE_POLL_KEEP_MAX) -> try asleep ...
+ *
+ * An epoch is VSE_POLL_WAITS waits, and its rate the messages on the rings for the time that they took. Who asks and waits for the answer goes as
+ * fast as answers come, so the rate tells whether it is served sooner. Messages that come at their own pace come at the same rate either way:
+ * awake must be faster by a quarter, so nothing is burnt for them. The rates are averages over the tries, a new one counts a half.
+ *
+ * What counts are waits within a conversation: behind a turn that moved little (bulk needs no help: its turns find work), and no longer than
+ * VSE_POLL_PAUSE times that, a pause otherwise, behind which one waits asleep. So an idle engine costs nothing. A stream of small messages has its own way of saving kicks (vs_look.c).
+ *
+ * The thread's alone, but for has_chains(), which holds the lock: rings come and go.
+ */
+#include <sys/epoll.h>
+
+#include "vse_priv.h"
+
+enum {
+	VSE_POLL_WAITS = 64,		/* a few milliseconds */
+	VSE_POLL_KEEP = 14,		/* so the slower way has one wait in sixteen at first */
+	VSE_POLL_KEEP_MAX = 112,	/* and one in some hundred, if it is that for long; a fraction of a second */
+	VSE_POLL_PAUSE = 20,		/* times poll_ns; a longer wait is between conversations */
+};
+
+/* ------------------------------------------------------------------------------------------------- which way is faster */
+
+/* an epoch is over */
+static void learn(struct vse_poll *p)
+{
+	double rate = (double)p->msgs / (double)p->ns;
+	bool better;
+
+	p->rate[p->awake] = p->rate[p->awake] > 0 ? (p->rate[p->awake] + rate) / 2 : rate;
+	if (++p->epoch == 2) {
+		better = p->rate[1] > p->rate[0] * 1.25;
+		p->keep = better != p->better || !p->keep ? VSE_POLL_KEEP : p->keep < VSE_POLL_KEEP_MAX ? p->keep * 2 : VSE_POLL_KEEP_MAX;
+		p->awake = p->better = better;
+	} else if (p->epoch == 1 || p->epoch == 2 + p->keep) {
+		p->epoch %= 2 + p->keep;
+		p->awake = p->epoch == 1;
+	}
+	p->waits = 0;
+	p->msgs = p->ns = 0;
+}
+
+static uint64_t bytes_of(const struct vse_engine *e)
+{
+	return e->stats.to_host + e->stats.to_guest;
+}
+
+void vse_poll_end(struct vse_engine *e)
+{
+	uint64_t now, msgs = e->stats.msgs_in + e->stats.msgs_out;
+	struct vse_poll *p = &e->poll;
+
+	if (!e->config.poll_ns || p->in_vain)
+		return;
+	now = vse_now_ns();
+	p->near = now - p->seen_ns < (uint64_t)e->config.poll_ns * VSE_POLL_PAUSE && bytes_of(e) - p->seen_bytes <= VSE_LIGHT_BYTES;
+	if (p->near) {
+		p->ns += now - p->seen_ns;
+		p->msgs += msgs - p->seen_msgs;
+		if (++p->waits == VSE_POLL_WAITS)
+			learn(p);
+	}
+	p->seen_ns = now;
+	p->seen_msgs = msgs;
+	p->seen_bytes = bytes_of(e);
+}
+
+/* ---------------------------------------------------------------------------------------------------------------- a wait */
+
+bool vse_poll_next(const struct vse_engine *e)
+{
+	const struct vse_poll *p = &e->poll;
+
+	return p->near && p->awake && !p->in_vain && bytes_of(e) - p->seen_bytes <= VSE_LIGHT_BYTES;
+}
+
+bool vse_poll_begin(struct vse_engine *e)
+{
+	bool awake = vse_poll_next(e);
+
+	e->poll.in_vain = false;
+	for (uint32_t i = 0; i < e->config.pairs && awake; i++)
+		awake = !e->pairs[i].tx.stream;
+	for (uint32_t i = 0; i < e->config.pairs && awake; i++) {
+		struct vse_ring *r = &e->pairs[i].tx;
+
+		if (vse_usable(r) && !r->ready) {	/* else it has chains, and waits for something else */
+			vs_vq_disable_kick(r->vq);	/* with EVENT_IDX the next one comes all the same, unless vs_in.c did not ask for it */
+			r->look = true;
+		}
+	}
+	return awake;
+}
+
+static bool has_chains(struct vse_engine *e)
+{
+	bool any = false;
+
+	vse_lock(e);
+	for (uint32_t i = 0; i < e->config.pairs && !any; i++) {
+		struct vse_ring *r = &e->pairs[i].tx;
+
+		any = r->look && vse_usable(r) && vs_vq_has_avail(r->vq);
+	}
+	pthread_mutex_unlock(&e->lock);
+	return any;
+}
+
+int vse_poll_wait(struct vse_engine *e, struct epoll_event *evs, int max)
+{
+	uint64_t until = vse_now_ns() + e->config.poll_ns;
+	int n;
+
+	while (!(n = epoll_wait(e->ep, evs, max, 0)) && !has_chains(e)) {
+		if (vse_now_ns() >= until) {
+			e->poll.in_vain = true;		/* the turn that follows enables the kicks, then the thread sleeps */
+			break;
+		}
+	}
+	return n;
+}
