@@ -27,9 +27,10 @@ from vhostsock.proto import VirtioFeature
 from vhostsock.testing.flow import pack, pack_open, pack_options
 from vhostsock.testing.frontend import Frontend
 
-__all__ = ["DIRECT", "OFFLOAD", "OTHER_VSOCK", "RELAY", "VSOCK", "Failed", "Mix", "Near", "Tools", "started"]
+__all__ = ["DIRECT", "DIRECT_UNIX", "OFFLOAD", "OTHER_VSOCK", "RELAY", "VSOCK", "Failed", "Mix", "Near", "Tools", "started"]
 
 DIRECT, RELAY, OFFLOAD, VSOCK, OTHER_VSOCK = "direct", "relay", "offload", "vsock", "vhost-device-vsock"
+DIRECT_UNIX = "direct-unix"
 RING = 128  # descriptors, what QEMU gives vhost-user-fs and vhost-user-vsock
 MEMORY = 1 << 24
 CID = 3
@@ -86,12 +87,14 @@ class Near:
 
     far   where to connect; cycle() connects where the far end closes what it accepts
     pid   of the process in between, 0 without one
+    unix  sockets: the far ends are Unix sockets, at this path with _PORT behind it
     """
 
     def __init__(
-        self, name: str, library: tuple[FFI, Any], kind: str, pid: int, flows: int, far: Sequence[int], pairs: int = 1
-    ) -> None:
-        self.name, self.pid, self.far = name, pid, Far(*far)
+        self, name: str, library: tuple[FFI, Any], kind: str, pid: int, flows: int, far: Sequence[int], pairs: int = 1,
+        unix: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.pid, self.far, self._unix = name, pid, Far(*far), unix
         self._ffi, self._lib = library
         self._load = self._ffi.new("struct load *")
         self._flows = self._ffi.new("struct load_flow[]", flows)
@@ -153,7 +156,10 @@ class Near:
 
     def _aim(self, port: int) -> None:
         self._load.port = port
-        address = struct.pack("=HH4s8x", socket.AF_INET, socket.htons(port), socket.inet_aton("127.0.0.1"))
+        if self._unix:
+            address = struct.pack("=H", socket.AF_UNIX) + f"{self._unix}_{port}".encode() + b"\0"
+        else:
+            address = struct.pack("=HH4s8x", socket.AF_INET, socket.htons(port), socket.inet_aton("127.0.0.1"))
         self._ffi.memmove(self._load.address, address, len(address))
         self._load.address_len = len(address)
         nodelay = (socket.IPPROTO_TCP, socket.TCP_NODELAY, struct.pack("=i", 1))
@@ -163,7 +169,7 @@ class Near:
 
     def twin(self) -> Near:
         """Another near end on the same path, for a thread of its own: sockets have no rings to share. The caller closes it."""
-        near = Near(self.name, (self._ffi, self._lib), "SOCKETS", self.pid, self._load.n_flows, self.far)
+        near = Near(self.name, (self._ffi, self._lib), "SOCKETS", self.pid, self._load.n_flows, self.far, unix=self._unix)
         near.begin()
         return near
 
@@ -283,7 +289,7 @@ def started(
     policy.write_text(POLICY)
     listeners, answering = ["serve:tcp", "close:tcp"], ["serve:tcp"]
     for name in names:
-        if name in (VSOCK, OTHER_VSOCK):
+        if name in (DIRECT_UNIX, VSOCK, OTHER_VSOCK):
             listeners += [f"serve:{folder}/{name}_{SERVE}", f"close:{folder}/{name}_{CLOSE}"]
             answering.append(f"serve:{folder}/{name}_{ANSWER}")
     serve = (sys.executable, "-m", "vhostsock", "serve")
@@ -301,6 +307,8 @@ def started(
             match name:
                 case "direct":
                     near = Near(name, library, "SOCKETS", 0, flows, ports)
+                case "direct-unix":
+                    near = Near(name, library, "SOCKETS", 0, flows, (SERVE, CLOSE, ANSWER), unix=folder / name)
                 case "relay":
                     pid, own = stack.enter_context(_program(tools.relay, *map(str, ports)))
                     near = Near(name, library, "SOCKETS", pid, flows, own)

@@ -6,6 +6,7 @@ The near end (load.c: a guest's driver, or a program of the host) and the far en
 direct              nothing: a TCP connection over loopback
 relay               a minimal relay in C (relay.c), which is what anything costs that TCP connections pass through
 offload             ``vhostsock serve offload``, to the same TCP far end
+direct-unix         nothing, but a connection of Unix sockets: what the two that follow end in
 vsock               ``vhostsock serve vsock``, to a Unix socket as it demands
 vhost-device-vsock  rust-vmm's device as Debian has it, to a Unix socket, with the same driver
 
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.ends import DIRECT, OFFLOAD, OTHER_VSOCK, RELAY, VSOCK, Near, started
+from tests.bench.ends import DIRECT, DIRECT_UNIX, OFFLOAD, OTHER_VSOCK, RELAY, VSOCK, Near, started
 from tests.bench.machine import described
 from tests.bench.plot import Bar, Panel, drawn
 from tests.bench.ring import spread
@@ -154,7 +155,7 @@ def _rates(result: Result, names: Sequence[str], ratios: Sequence[tuple[str, str
 
 TABLES = (
     ((DIRECT, RELAY, OFFLOAD), ((OFFLOAD, RELAY), (OFFLOAD, DIRECT))),
-    ((VSOCK, OTHER_VSOCK), ((VSOCK, OTHER_VSOCK),)),
+    ((DIRECT_UNIX, VSOCK, OTHER_VSOCK), ((VSOCK, OTHER_VSOCK), (VSOCK, DIRECT_UNIX))),
 )
 
 

@@ -43,7 +43,7 @@ struct load {
 	struct load_flow *flows;
 	uint32_t n_flows;		/* at most 65536 */
 	uint32_t cid, features;
-	uint8_t address[32];		/* sockets: where to connect, and its length */
+	uint8_t address[112];		/* sockets: where to connect, and its length */
 	uint32_t address_len;
 	uint8_t open[512];		/* offload: the payload of CONNECT */
 	uint32_t open_len;
