@@ -109,7 +109,7 @@ int vs_vq_fail(struct vs_vq *vq, int code, const char *fmt, ...)
 	va_start(ap, fmt);
 	vs_err_vset(&vq->err, code, fmt, ap);
 	va_end(ap);
-	vq->broken = true;
+	atomic_store_explicit(&vq->broken, true, memory_order_release);
 	vq->live = false;
 	vs_notify_signal(&vq->error);
 	return -1;
@@ -210,7 +210,8 @@ uint32_t vs_vq_stop(struct vs_vq *vq)
 	vs_vq_flush(vq);
 	if (vq->running)
 		vq->base = vq->ops->base(vq);
-	vq->running = vq->live = vq->broken = false;
+	vq->running = vq->live = false;
+	atomic_store_explicit(&vq->broken, false, memory_order_relaxed);
 	vq->run = 0;
 	vs_inflight_close(vq);
 	return vq->base;
@@ -223,7 +224,7 @@ bool vs_vq_running(const struct vs_vq *vq)
 
 bool vs_vq_broken(const struct vs_vq *vq)
 {
-	return vq->broken;
+	return atomic_load_explicit(&vq->broken, memory_order_acquire);
 }
 
 const struct vs_err *vs_vq_error(const struct vs_vq *vq)

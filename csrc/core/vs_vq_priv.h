@@ -15,6 +15,8 @@
 #ifndef VS_VQ_PRIV_H
 #define VS_VQ_PRIV_H
 
+#include <stdatomic.h>
+
 #include "vs_mem_priv.h"
 #include "vs_vq.h"
 
@@ -125,7 +127,8 @@ struct vs_track {
 struct vs_vq {
 	const struct vs_vq_ops *ops;
 	bool live;			/* running and not broken */
-	bool running, broken;
+	bool running;
+	atomic_bool broken;		/* written with err complete, by the thread of the data plane; others may ask */
 	bool holes;			/* a younger chain was completed before an older one that is still in flight */
 	bool call_due;			/* a call fell due while there was no fd; a restart does not settle it */
 	uint32_t in_flight;		/* chains popped and not yet used */
