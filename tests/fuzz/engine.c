@@ -414,7 +414,7 @@ static void set_up(struct cursor *c)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct cursor c = { data, data + size };
-	int fds = next_fd();
+	int fds = open_fds();
 
 	set_up(&c);
 	while (more(&c)) {
@@ -465,6 +465,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	close(s.node);
 	vs_mem_put(s.mem);
 	MUST(!vs_region_count_live(), "%d regions are still mapped", vs_region_count_live());
-	MUST(next_fd() == fds, "descriptor %d is still open", fds);
+	MUST(open_fds() == fds, "%d descriptors are open, which were %d", open_fds(), fds);
 	return 0;
 }

@@ -183,7 +183,7 @@ static void touch(struct cursor *c)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct cursor c = { data, data + size };
-	int fd = memfd_create("fuzz", MFD_CLOEXEC), fds = next_fd();
+	int fd = memfd_create("fuzz", MFD_CLOEXEC), fds = open_fds();
 
 	MUST(fd >= 0 && ftruncate(fd, FILE_SIZE) == 0, "no memfd");
 	s.mem = vs_mem_new();
@@ -214,7 +214,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	vs_mem_put(s.mem);
 	MUST(!vs_region_count_live(), "%d regions are still mapped", vs_region_count_live());
 	MUST(!atomic_load(&vs_guards_poisoned), "a guard is still poisoned");
-	MUST(next_fd() == fds, "descriptor %d is still open", fds);
+	MUST(open_fds() == fds, "%d descriptors are open, which were %d", open_fds(), fds);
 	close(fd);
 	return 0;
 }

@@ -413,7 +413,7 @@ static void front_end(struct cursor *c)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct cursor c = { data, data + size };
-	int fds = next_fd();
+	int fds = open_fds();
 	struct vs_mem *m;
 
 	MUST(ftruncate(inflight_fd, INFLIGHT_SIZE) == 0 && ftruncate(log_fd, LOG_SIZE) == 0, "cannot grow");
@@ -450,6 +450,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	vs_vq_free(s.vq);
 	check_canary();
 	MUST(!vs_region_count_live(), "%d regions are still mapped", vs_region_count_live());
-	MUST(next_fd() == fds, "descriptor %d is still open", fds);
+	MUST(open_fds() == fds, "%d descriptors are open, which were %d", open_fds(), fds);
 	return 0;
 }

@@ -30,6 +30,9 @@ PLANTED = {
         "gpa_at < 0 ? -1 : range_slot(m->by_uva, m->n, r->uva, 1, &other)", "mem",
     ),
     "bytes of a message that nobody accounts for": ("engine/vs_seqpkt.c", "\te->reserved += cap - f->wcap;\n", "", "vsock"),
+    "a descriptor of a port that leads nowhere": (
+        "engine/vs_route.c", "rc != -EINPROGRESS) {\n\t\tclose(*fd);\n", "rc != -EINPROGRESS) {\n", "vsock",
+    ),
     "a chain that the engine forgets": ("engine/vs_listen.c", "vse_rx_unget(f->pair, c);\n\t\tswitch", "switch", "engine"),
     "a socket number of IPX that outlives its flow": ("engine/vs_flow.c", "\tvse_ipx_free(f);\n", "", "engine"),
 }  # fmt: skip

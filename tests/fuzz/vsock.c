@@ -4,7 +4,8 @@
  *
  * There is no thread: the target is compiled together with vs_engine.c and makes its turns itself, so an input always does the same.
  * The input is a list of steps: packets with any field wrong, buffers posted, answers to events (also late and twice), connections of the
- * host, bytes, EOFs and resets of host peers, a reset. After each turn:
+ * host, bytes, EOFs and resets of host peers, a reset. The first bytes say whether ports of the host lead somewhere without asking: to a
+ * listener of Unix or TCP, to nobody, or beside a path (vs_route.c). After each turn:
  *
  *	- no chain stays popped; flows, bytes held and queued packets are within their bounds
  *	- what comes to the driver is a whole packet with an op that a device sends, from the host to the guest
@@ -13,7 +14,9 @@
 #include "vs_engine.c"
 
 #include <stddef.h>
+#include <netinet/in.h>
 #include <sys/mman.h>
+#include <sys/un.h>
 
 #include "fuzz.h"
 #include "vs_vq_priv.h"
@@ -28,6 +31,14 @@ struct desc { uint64_t addr; uint32_t len; uint16_t flags, next; };
 static uint8_t *ram;
 static int ram_fd;
 
+/* where routed ports lead, for as long as the process lives; connections to both are the host's peers */
+enum { ASKED = 52, TO_UNIX, BESIDE_PATH, TO_TCP, TO_NOBODY, TO_NO_FILE };
+
+static int listeners[2];
+static struct sockaddr_in listens, refuses;
+static struct sockaddr_un found, missing;
+static char folder[] = "/tmp/vhostsock-fuzz-XXXXXX", path[32];
+
 static struct {
 	struct vse_engine *e;
 	struct ring { struct vs_vq *vq; int kick; uint16_t avail, used; uint32_t base; } rings[2];
@@ -37,7 +48,44 @@ static struct {
 	bool seq[EVENTS];
 	unsigned nasked;
 	uint32_t called;		/* the host's port of the last call that the driver heard of */
+	bool routed;
 } s;
+
+static int bound(void *at, socklen_t len)
+{
+	int fd = socket(((struct sockaddr *)at)->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	MUST(fd >= 0 && !bind(fd, at, len), "no address");
+	getsockname(fd, at, &len);
+	return fd;
+}
+
+static void tidy(void)
+{
+	unlink(found.sun_path);
+	unlink(strcat(path, "_54"));
+	rmdir(folder);
+}
+
+static void make_listeners(void)
+{
+	char beside[sizeof(found.sun_path)];
+
+	MUST(mkdtemp(folder), "no folder");
+	snprintf(path, sizeof(path), "%s/v", folder);
+	snprintf(beside, sizeof(beside), "%s_%d", path, BESIDE_PATH);
+	found.sun_family = missing.sun_family = AF_UNIX;
+	snprintf(found.sun_path, sizeof(found.sun_path), "%s/found", folder);
+	snprintf(missing.sun_path, sizeof(missing.sun_path), "%s/missing", folder);
+	listens = refuses = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	listeners[0] = bound(&found, sizeof(found));
+	listeners[1] = bound(&listens, sizeof(listens));
+	bound(&refuses, sizeof(refuses));	/* and nobody listens there */
+	MUST(!link(found.sun_path, beside), "no second name");
+	for (int i = 0; i < 2; i++)
+		MUST(!listen(listeners[i], 64), "no listener");
+	atexit(tidy);
+}
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -45,6 +93,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	MUST(ram_fd >= 0 && ftruncate(ram_fd, RAM) == 0, "no memfd");
 	ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_SHARED, ram_fd, 0);
 	signal(SIGPIPE, SIG_IGN);
+	make_listeners();
 	return ram == MAP_FAILED;
 }
 
@@ -86,13 +135,22 @@ static void post_buffer(struct cursor *c)
 	submit(0, d, d[0].flags & 1 ? 2 : 1);
 }
 
+/* a port of the host that the guest calls, or that of the host's last call */
+static uint32_t host_port(struct cursor *c)
+{
+	static const uint32_t ports[] = { ASKED, ASKED, TO_UNIX, TO_UNIX, BESIDE_PATH, TO_TCP, TO_NOBODY, TO_NO_FILE };
+	uint32_t which = (uint32_t)take(c, 1);
+
+	return which % 3 ? ports[which / 3 % 8] : s.called;
+}
+
 static void send_packet(struct cursor *c, uint16_t op, bool honest)
 {
 	uint32_t slot = 2 * (s.rings[1].avail % (NUM / 2)), len = op == VSK_OP_RW ? below(c, 5000) : 0, cut;
 	uint8_t *to = ram + TX + slot * TX_SIZE;
 	uint64_t at = GPA + (uint64_t)(to - ram);
 	struct vsk_hdr h = {
-		.src_cid = CID, .dst_cid = VSK_CID_HOST, .src_port = 1 + below(c, 3), .dst_port = below(c, 3) ? 52 : s.called,
+		.src_cid = CID, .dst_cid = VSK_CID_HOST, .src_port = 1 + below(c, 3), .dst_port = host_port(c),
 		.len = len, .type = 1 + (below(c, 3) == 0), .op = op, .flags = below(c, 4), .buf_alloc = BUF,
 	};
 	struct desc d[2] = { { at, 44 + len, 0, 0 } };
@@ -154,26 +212,47 @@ static void reap(int ring)
 
 /* ---------------------------------------------------------------------------------------------------- the host and Python */
 
-static int some_socket(int type)
+static void keep_peer(int fd)
 {
-	int ends[2], i = 0;
+	int i = 0;
 
-	MUST(socketpair(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0, "no sockets");
 	while (i < PEERS - 1 && s.peers[i] >= 0)
 		i++;
 	if (s.peers[i] >= 0)
 		close(s.peers[i]);
-	s.peers[i] = ends[0];
+	s.peers[i] = fd;
+}
+
+static int some_socket(int type)
+{
+	int ends[2];
+
+	MUST(socketpair(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0, "no sockets");
+	keep_peer(ends[0]);
 	return ends[1];
+}
+
+/* the host's ends of routed connections. Closing one resets it: a state that lingers would use up the ports of TCP within a minute */
+static void accept_routed(void)
+{
+	struct linger reset = { 1, 0 };
+	int fd;
+
+	for (int i = 0; i < 2; i++)
+		while ((fd = accept4(listeners[i], NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0) {
+			setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+			keep_peer(fd);
+		}
 }
 
 static void answer(struct cursor *c)
 {
 	static struct vse_event ev[8];
+	int dialed = -1;
 	unsigned i;
 
 	for (int k = 0, n = vse_events(s.e, ev, 8); k < n; k++)
-		if (ev[k].type == VSE_EV_CONNECT) {
+		if (ev[k].type == VSE_EV_CONNECT || ev[k].type == VSE_EV_ROUTED) {	/* what is routed is answered, too */
 			struct vsk_hdr h;
 
 			memcpy(&h, ev[k].payload, sizeof(h));
@@ -183,7 +262,9 @@ static void answer(struct cursor *c)
 		}
 	/* as a rule the youngest; an old one, or one that was answered, is late */
 	i = below(c, 4) && s.nasked ? (s.nasked - 1) % EVENTS : below(c, EVENTS);
-	if (below(c, 8) == 0)
+	if (s.routed && below(c, 2) && !vse_dialed(s.e, s.asked[i], &dialed) && dialed >= 0)	/* what a route has begun */
+		vse_connected(s.e, s.asked[i], dialed, "", "");
+	else if (below(c, 8) == 0)
 		vse_refuse(s.e, s.asked[i], VSO_DENY, ECONNREFUSED);
 	else
 		vse_connected(s.e, s.asked[i], some_socket(s.seq[i] != (below(c, 16) == 0) ? SOCK_SEQPACKET : SOCK_STREAM), NULL, NULL);
@@ -254,6 +335,7 @@ static void make_turn(void)
 	lock_in_turn(s.e);
 	turn(s.e, evs, n > 0 ? n : 0);
 	unlock(s.e);
+	accept_routed();
 	vse_get_stats(s.e, &stats);
 	MUST(stats.flows <= MAX_FLOWS, "%lu flows", stats.flows);
 	MUST(TAILQ_EMPTY(&s.e->gone), "a flow that is gone is still there");
@@ -279,13 +361,26 @@ static void open_connection(struct cursor *c)
 
 static void set_up(struct cursor *c)
 {
+	struct vse_port ports[] = {
+		{ ASKED, 0, "" }, { TO_UNIX, sizeof(found), "" }, { TO_TCP, sizeof(listens), "" }, { TO_NOBODY, sizeof(refuses), "" },
+		{ TO_NO_FILE, sizeof(missing), "" },
+	};
+	const void *targets[] = { NULL, &found, &listens, &refuses, &missing };
 	struct vse_config config = { .pairs = 1, .max_flows = MAX_FLOWS, .buf_alloc = BUF, .buf_total = 30000, .linger_ms = 1,
-				     .dialect = VSE_VSOCK, .guest_cid = CID };
+				     .dialect = VSE_VSOCK, .guest_cid = CID, .ports = ports };
+	uint64_t chosen[2] = { take(c, 1), take(c, 1) };	/* features of each ring; of the first one, ports too */
 	struct vs_mem *empty = vs_mem_new();
 	struct vs_err err = { 0 };
 	struct vs_region *r = vs_region_map(ram_fd, GPA, RAM, 0, 0, &err);
 
 	memset(&s, 0, sizeof(s));
+	s.routed = chosen[0] & 2;
+	config.nr_ports = s.routed ? sizeof(ports) / sizeof(*ports) : 0;
+	for (uint32_t i = 1; i < config.nr_ports; i++)
+		memcpy(ports[i].target, targets[i], ports[i].target_len);
+	if (s.routed && chosen[0] & 4)
+		memcpy(config.ports_path, path, sizeof(path));
+	config.log_flows = chosen[0] & 8 ? 2 : 0;
 	s.mem = vs_mem_with(empty, r, &err);
 	vs_mem_put(empty);
 	vs_region_put(r);
@@ -299,7 +394,7 @@ static void set_up(struct cursor *c)
 		s.rings[i].kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		vs_vq_set_mem(s.rings[i].vq, s.mem);
 		vs_vq_set_num(s.rings[i].vq, NUM, &err);
-		vs_vq_set_features(s.rings[i].vq, take(c, 1) & 1 ? 1u << 29 : 0);
+		vs_vq_set_features(s.rings[i].vq, chosen[i] & 1 ? 1u << 29 : 0);
 		attach(i);
 	}
 }
@@ -309,7 +404,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static const uint16_t ops[] = { VSK_OP_RW, VSK_OP_RW, VSK_OP_RW, VSK_OP_REQUEST, VSK_OP_RESPONSE, VSK_OP_RST, VSK_OP_SHUTDOWN,
 					VSK_OP_CREDIT_UPDATE, VSK_OP_CREDIT_REQUEST };
 	struct cursor c = { data, data + size };
-	int fds = next_fd();
+	int fds = open_fds();
 	uint32_t op;
 
 	set_up(&c);
@@ -342,11 +437,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		vs_vq_free(s.rings[i].vq);
 		close(s.rings[i].kick);
 	}
+	accept_routed();		/* none is left waiting for the next input */
 	for (int i = 0; i < PEERS; i++)
 		if (s.peers[i] >= 0)
 			close(s.peers[i]);
 	vs_mem_put(s.mem);
 	MUST(!vs_region_count_live(), "%d regions are still mapped", vs_region_count_live());
-	MUST(next_fd() == fds, "descriptor %d is still open", fds);
+	MUST(open_fds() == fds, "%d descriptors are open, which were %d", open_fds(), fds);
 	return 0;
 }
