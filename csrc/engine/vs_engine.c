@@ -131,7 +131,7 @@ static void flush_all(struct vse_engine *e)
 
 static bool tx_work(const struct vse_pair *p)
 {
-	return p->tx.ready && vse_usable(&p->tx) && p->ctl_tail - p->ctl_head < VSE_CTL_PAUSE && !vse_paused(p->e);
+	return p->tx.ready && vse_usable(&p->tx) && vse_tx_open(p);
 }
 
 static bool has_work(const struct vse_engine *e)
@@ -408,12 +408,11 @@ int vse_start(struct vse_engine *e, struct vs_err *err)
 	sigdelset(&all, SIGFPE);
 	sigdelset(&all, SIGILL);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
+	e->started = true;	/* before there is a thread that reads it */
 	rc = pthread_create(&e->thread, NULL, thread_main, e);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	if (rc)
-		return fail(err, rc, "start the engine's thread");
-	e->started = true;
-	return 0;
+	e->started = !rc;
+	return rc ? fail(err, rc, "start the engine's thread") : 0;
 }
 
 void vse_stop(struct vse_engine *e)

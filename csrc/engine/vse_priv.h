@@ -47,6 +47,7 @@
 
 enum {
 	VSE_BATCH = 64,			/* chains popped from a ring before its completions are flushed */
+	VSE_BATCH_MOST = 128,		/* popped in a turn at most, where those that come meanwhile join the batch */
 	VSE_EPOLL_BATCH = 256,		/* events of one look at the host sockets */
 	VSE_RUN_GAP = 16,		/* chains of other flows between two messages that go to a host socket in one call */
 	VSE_IOV = 2 * VS_CHAIN_MAX,	/* iovecs gathered for one run of DATA; one chain has no more */
@@ -345,6 +346,11 @@ void vse_poll_end(struct vse_engine *e);
 
 /* vs_in.c */
 void vse_tx_batch(struct vse_pair *p);		/* one batch of the driver's messages */
+/* may the driver say more, or do too many answers and questions wait? */
+static inline bool vse_tx_open(const struct vse_pair *p)
+{
+	return p->ctl_tail - p->ctl_head < VSE_CTL_PAUSE && !vse_paused(p->e);
+}
 
 /* vs_out.c */
 struct vs_chain *vse_rx_get(struct vse_pair *p);	/* a chain to fill: give it to rx_put or rx_unget. NULL: none now */

@@ -195,3 +195,36 @@ def test_an_answer_goes_to_the_driver_in_the_middle_of_a_batch(engine: EngineUnd
         assert engine.stats.msgs_in >= 24  # which waits for the end of the batch
         assert order_of(ready, names).index("call") <= POLL // 120_000 + 1
         assert flow.recv(64) == LITTLE
+
+
+def test_a_question_behind_a_full_batch_joins_it(engine: EngineUnderTest, ready: select.epoll) -> None:
+    """Place is made for it as others' bytes are served, half a megabyte at a time."""
+    with connections(engine, 41) as [*bulk, (flow, host)]:
+        names = {peer.fileno(): "bulk" for _, peer in bulk} | {host.fileno(): "question"}
+        for fd in names:
+            ready.register(fd, select.EPOLLIN)
+        with held(engine):
+            full_batch(bulk)  # 80 messages, and a batch is 64
+            flow.send(b"question")
+        engine.driver.ping()
+        # a message of each flow at a time: the second is 40 messages behind the first
+        assert order_of(ready, names).index("question") <= 2 * (POLL // 60_000 + 1)
+
+
+def test_a_driver_may_use_its_ring_again_in_the_middle_of_a_batch(engine: EngineUnderTest, ready: select.epoll) -> None:
+    with connections(engine, 12) as bulk:
+        queue = engine.driver.queues[1]
+        names = {peer.fileno(): "bulk" for _, peer in bulk} | {queue.call_fd: "call"}
+        queue.collect()
+        while queue.enable_calls():
+            queue.collect()
+        queue.take_call()
+        for fd in names:
+            ready.register(fd, select.EPOLLIN)
+        with held(engine):
+            full_batch(bulk)
+        called = select.poll()
+        called.register(queue.call_fd, select.POLLIN)
+        assert called.poll(30_000)
+        assert engine.stats.msgs_in >= 24  # which waits for the end of the batch
+        assert order_of(ready, names).index("call") <= POLL // 120_000 + 1
