@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * far - the far end of every connection that tests/bench/flows.py makes: sink, source, echo. The same for all that are compared.
+ * far - the far end of every connection that tests/bench/flows.py makes: sink, source, echo. The same for all that are compared. Of those
+ * that tests/bench/guest.py makes, too, from a guest to its host, and in a guest of those from the host.
  *
  * far KIND:WHERE...	KIND serve: does what is asked (far.h), job after job. KIND close: closes what it has accepted. KIND dgram: datagrams.
- *			WHERE tcp: a free port of 127.0.0.1, tcp:ADDRESS: of that; else the path of a Unix socket. dgram: udp, udp:ADDRESS
+ *			WHERE tcp: a free port of 127.0.0.1, tcp:ADDRESS: of that, tcp:ADDRESS:PORT, vsock:PORT; else the path of a
+ *			Unix socket. dgram: udp, udp:ADDRESS
  *
  * Prints the port of each tcp or udp socket, a line each, and then "ready". One thread, level-triggered epoll.
  */
@@ -20,6 +22,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <linux/vm_sockets.h>
+
 #include "far.h"
 #include "program.h"
 
@@ -31,6 +35,7 @@ struct conn {
 	struct far_request job;		/* what: 0 while `got` bytes of the next one are there */
 	uint32_t got;
 	uint64_t done;
+	int turn;			/* connections that a listener takes before another has its turn */
 };
 
 static uint8_t piece[FAR_PIECE];
@@ -66,7 +71,7 @@ static void take(struct conn *listener)
 {
 	int fd, one = 1;
 
-	for (int i = 0; i < TURN && (fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC)) >= 0; i++) {
+	for (int i = 0; i < listener->turn && (fd = accept4(listener->fd, NULL, NULL, SOCK_CLOEXEC)) >= 0; i++) {
 		if (listener->kind == CLOSE) {
 			close(fd);
 			continue;
@@ -203,19 +208,34 @@ static void turn(struct conn *c)
 
 static void listen_on(const char *kind_and_where)
 {
+	int turn = TURN;
 	int kind = !strncmp(kind_and_where, "close:", 6) ? CLOSE : !strncmp(kind_and_where, "dgram:", 6) ? DGRAM : SERVE, fd;
 	const char *where = strchr(kind_and_where, ':') + 1;
 	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	struct sockaddr_un un = { .sun_family = AF_UNIX };
+	struct sockaddr_vm vm = { .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY };
+	char address[64], *port;
 	socklen_t len = sizeof(in);
 
 	if (!strcmp(where, "tcp") || !strncmp(where, "tcp:", 4) || kind == DGRAM) {
-		if (where[3] && inet_pton(AF_INET, where + 4, &in.sin_addr) != 1)
+		snprintf(address, sizeof(address), "%s", where[3] ? where + 4 : "127.0.0.1");
+		port = strchr(address, ':');
+		if (port) {
+			*port++ = 0;
+			in.sin_port = htons((uint16_t)strtoul(port, NULL, 10));
+		}
+		if (inet_pton(AF_INET, address, &in.sin_addr) != 1)
 			die(where);
 		fd = socket(AF_INET, (kind == DGRAM ? SOCK_DGRAM : SOCK_STREAM) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 		if (fd < 0 || bind(fd, (void *)&in, len) || getsockname(fd, (void *)&in, &len))
 			die("bind");
 		printf("%u\n", ntohs(in.sin_port));
+	} else if (!strncmp(where, "vsock:", 6)) {
+		vm.svm_port = (unsigned int)strtoul(where + 6, NULL, 10);
+		turn = 1;	/* where nobody waits, AF_VSOCK's accept() sleeps until the next tick, also one that shall not wait */
+		fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		if (fd < 0 || bind(fd, (void *)&vm, sizeof(vm)))
+			die(where);
 	} else {
 		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 		snprintf(un.sun_path, sizeof(un.sun_path), "%s", where);
@@ -224,7 +244,7 @@ static void listen_on(const char *kind_and_where)
 	}
 	if (kind != DGRAM && listen(fd, 4096))
 		die("listen");
-	conn_new(fd, kind);
+	conn_new(fd, kind)->turn = turn;
 }
 
 int main(int argc, char **argv)

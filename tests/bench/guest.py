@@ -3,8 +3,8 @@
 
 One guest for each path (paths.py), all of the same kernel and root; they run all the time. In each round they take turns at
 each measure, so that neighbours in time are compared; a ratio is of two figures of one round. The same client (near.c) is in
-every guest and the same server (far.c) on the host. The floor is measured in a guest, too: both programs in it, over a Unix
-socket, and what its kernel copies.
+every guest and the same server (far.c) on the host, and the other way round for connections into a guest; iperf3 is Debian's
+(iperf.py). The floor is measured in a guest, too: both programs in it, over a Unix socket, and what its kernel copies.
 
 Figures are min - median - max of the rounds. Nothing else should run on the machine, and two processors are the least: the
 guest's is emulated, and the back-end needs the other.
@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.bench import iperf
 from tests.bench.machine import described
 from tests.bench.paths import PATHS, Open, Shop
 from tests.bench.plot import Bar, Panel, drawn
@@ -31,10 +32,11 @@ from tests.bench.ring import spread
 from tests.e2e.vm import Program
 from tests.netns import may_make_namespaces
 
-__all__ = ["INSIDE", "MEASURES", "Found", "Measure", "main", "measured", "tables"]
+__all__ = ["INSIDE", "MEASURES", "Found", "Measure", "cpu", "main", "measured", "tables"]
 
 INSIDE = "inside"
 INSIDE_TITLE = "in the guest, AF_UNIX"
+NEAR, UDP, INTO, IPERF = "near", "udp", "into", "iperf3"
 MANY = 1000
 TICKS = os.sysconf("SC_CLK_TCK")
 MEGABIT, GIGA = 1e6, 1e9
@@ -44,13 +46,14 @@ Numbers = list[int]
 class Measure(NamedTuple):
     """``command``: near.c's, with {ms}. ``figures``: what its numbers say, by name. ``moves``: bytes, which have a cost.
 
-    ``udp``: of datagrams, which some paths do not carry.
+    ``by``: near.c in the guest, the same with datagrams, near.c on the host, or iperf3 in the guest, whose options the command
+    is then. Some paths carry no datagrams, and nothing of iperf3's.
     """
 
     command: str
     figures: dict[str, Callable[[Numbers], float]]
     moves: bool = False
-    udp: bool = False
+    by: str = NEAR
 
 
 class Row(NamedTuple):
@@ -70,7 +73,7 @@ def _datagrams(way: str, size: int) -> Measure:
     """Thousands that came in a second, and how many of a hundred did not."""
     name = f"{way}-{size}"
     figures = {name: lambda n: n[0] / n[1] * GIGA / 1000, f"{name}-lost": lambda n: 100 * (1 - n[0] / n[2])}
-    return Measure(f"dgram-{way} {size} {{ms}}", figures, udp=True)
+    return Measure(f"dgram-{way} {size} {{ms}}", figures, by=UDP)
 
 
 MEASURES = {
@@ -81,6 +84,11 @@ MEASURES = {
     "ask": Measure("ask {ms}", {"p50": lambda n: n[0] / 1000, "p99": lambda n: n[1] / 1000}),
     "cycle": Measure("cycle {ms}", {"cycle": lambda n: n[0] / n[1] * GIGA}),
     "many": Measure(f"many {MANY}", {"many": lambda n: n[1] / GIGA}),
+    "into-ask": Measure("ask {ms}", {"into-p50": lambda n: n[0] / 1000, "into-p99": lambda n: n[1] / 1000}, by=INTO),
+    "into-cycle": Measure("cycle {ms}", {"into-cycle": lambda n: n[0] / n[1] * GIGA}, by=INTO),
+    "iperf-out": Measure("", {"iperf-out": _rate}, moves=True, by=IPERF),
+    "iperf-in": Measure("--reverse", {"iperf-in": _rate}, moves=True, by=IPERF),
+    "iperf-8": Measure("--parallel 8", {"iperf-8": _rate}, moves=True, by=IPERF),
     "out-64": _datagrams("out", 64),
     "out-1400": _datagrams("out", 1400),
     "in-64": _datagrams("in", 64),
@@ -95,6 +103,12 @@ ROWS = {
     "p99": Row("round trip of 64 bytes, 99th percentile, us", ".0f", 1.0, less=True),
     "cycle": Row("connect, ask, answer, close: per second", ".0f", 1.5),
     "many": Row(f"{MANY} connections opened, then asked, s", ".2f", 1.0, less=True),
+    "into-p50": Row("into the guest: round trip of 64 bytes, median, us", ".0f", 0.9, less=True),
+    "into-p99": Row("into the guest: round trip of 64 bytes, 99th percentile, us", ".0f", 1.0, less=True),
+    "into-cycle": Row("into the guest: connect, ask, answer, close: per second", ".0f", 1.5),
+    "iperf-out": Row("iperf3, guest to host, Mbit/s", ".0f", 1.5),
+    "iperf-in": Row("iperf3 -R, host to guest, Mbit/s", ".0f", 1.0),
+    "iperf-8": Row("iperf3 -P 8, guest to host, Mbit/s", ".0f", 1.5),
     "out-64": Row("datagrams of 64 bytes to the host, thousands a second that come", ".1f"),
     "out-64-lost": Row("... : lost, %", ".1f"),
     "out-1400": Row("datagrams of 1400 bytes to the host, thousands a second that come", ".1f"),
@@ -109,6 +123,9 @@ ROWS = {
     "in64-cpu": Row("CPU with QEMU's, s per GB, 64 KiB to the guest", ".2f", 1.0, less=True),
     "out1-cpu": Row("CPU with QEMU's, s per GB, 1 KiB to the host", ".2f", 1.0, less=True),
     "in1-cpu": Row("CPU with QEMU's, s per GB, 1 KiB to the guest", ".2f", 1.0, less=True),
+    "iperf-out-cpu": Row("CPU with QEMU's, s per GB, iperf3 to the host", ".2f", 1.0, less=True),
+    "iperf-in-cpu": Row("CPU with QEMU's, s per GB, iperf3 -R to the guest", ".2f", 1.0, less=True),
+    "iperf-8-cpu": Row("CPU with QEMU's, s per GB, iperf3 -P 8 to the host", ".2f", 1.0, less=True),
 }
 COPY_FROM, COPY_TO = "copy-from", "copy-to"
 COPIED = 0.8  # the share of that which a path may be expected to move
@@ -125,7 +142,7 @@ class Found(NamedTuple):
 # ---- measuring
 
 
-def _cpu(program: Program | None) -> float:
+def cpu(program: Program | None) -> float:
     """Seconds that a process has used so far, in itself and in the system (proc(5), stat: utime and stime)."""
     if program is None:
         return 0.0
@@ -140,18 +157,39 @@ def _peak(program: Program) -> float:
     return int(found[1]) / 1024
 
 
-def _run(opened: Open, measure: Measure, where: str, milliseconds: int) -> dict[str, float]:
-    backend_before, qemu_before = _cpu(opened.backend), _cpu(opened.vm)
-    numbers = [int(word) for word in opened.vm.run(f"near {where} {measure.command.format(ms=milliseconds)}").text.split()]
+def _near(where: str, command: str, milliseconds: int) -> list[str]:
+    return [where, *command.format(ms=milliseconds).split()]
+
+
+def _numbers(opened: Open, measure: Measure, near: Path, milliseconds: int) -> Numbers | None:
+    """None: that path does not carry it. ``near``: near.c's program on the host."""
+    if measure.by == INTO:
+        text = opened.on_host([near, *_near(opened.into, measure.command, milliseconds)])
+    elif measure.by == IPERF:
+        return iperf.numbers(opened.vm.run(iperf.client(opened.iperf, measure.command))) if opened.iperf else None
+    else:
+        where = opened.udp if measure.by == UDP else opened.where
+        if not where:
+            return None
+        text = opened.vm.run(" ".join(["near", *_near(where, measure.command, milliseconds)])).text
+    return [int(word) for word in text.split()]
+
+
+def _run(opened: Open, measure: Measure, near: Path, milliseconds: int) -> dict[str, float]:
+    """By row; nothing where the path does not carry it."""
+    backend_before, qemu_before = cpu(opened.backend), cpu(opened.vm)
+    numbers = _numbers(opened, measure, near, milliseconds)
+    if numbers is None:
+        return {}
     found = {name: figure(numbers) for name, figure in measure.figures.items()}
     if measure.moves:
         [name] = measure.figures
         gigabytes = numbers[2] / GIGA
-        backend = _cpu(opened.backend) - backend_before
+        backend = cpu(opened.backend) - backend_before
         if opened.backend:
             found[f"{name}-backend"] = backend / gigabytes
         # a tick is the least that can be told
-        found[f"{name}-cpu"] = max(backend + _cpu(opened.vm) - qemu_before, 1 / TICKS) / gigabytes
+        found[f"{name}-cpu"] = max(backend + cpu(opened.vm) - qemu_before, 1 / TICKS) / gigabytes
     return found
 
 
@@ -174,17 +212,17 @@ def measured(
         shop = Shop(folder)
         opened = {name: stack.enter_context(PATHS[name].start(shop, name)) for name in names}
         first = opened[names[0]]
-        first.vm.run("far serve:/tmp/far >/tmp/far.log & until grep -q ready /tmp/far.log; do usleep 10000; done")
-        for _ in range(rounds):
+        first.vm.start_until("far serve:/tmp/far", "ready", timeout=86400)
+        for number in range(rounds):
             for key in chosen:
-                udp = MEASURES[key].udp
+                measure = MEASURES[key]
+                if measure.by == IPERF and number % 2:
+                    continue  # it takes a second and more, whatever ``milliseconds`` says
                 for name, each in opened.items():
-                    if each.udp or not udp:
-                        keep(name, _run(each, MEASURES[key], each.udp if udp else each.where, milliseconds))
-                if udp:
-                    continue
-                inside = _run(first, MEASURES[key], "unix:/tmp/far", milliseconds)
-                keep(INSIDE, {row: figure for row, figure in inside.items() if row in MEASURES[key].figures})
+                    keep(name, _run(each, measure, shop.near, milliseconds))
+                if measure.by == NEAR:
+                    inside = _run(first._replace(where="unix:/tmp/far"), measure, shop.near, milliseconds)
+                    keep(INSIDE, {row: figure for row, figure in inside.items() if row in measure.figures})
             keep(INSIDE, _copies(first, milliseconds))
         peak = {name: (_peak(each.vm), _peak(each.backend) if each.backend else None) for name, each in opened.items()}
         versions = {name: each.vm.qmp.execute("query-version")["package"] for name, each in opened.items()}
@@ -241,11 +279,11 @@ def _comparison(found: Found, names: Sequence[str]) -> list[str]:
         if row.target is None:
             continue
         compared = [ratios(found, name, key) for name in names]
-        if None in compared:
+        if not any(compared):
             continue
-        both = [each for each in compared if each]
-        cells = " | ".join(_verdict(values, row.target, row.less) for _, values in both)
-        lines.append(f"| {row.title} | {_title(both[0][0])} | {'<=' if row.less else '>='} {row.target:g} | {cells} |")
+        best = next(each[0] for each in compared if each)
+        cells = " | ".join(_verdict(each[1], row.target, row.less) if each else "-" for each in compared)
+        lines.append(f"| {row.title} | {_title(best)} | {'<=' if row.less else '>='} {row.target:g} | {cells} |")
     inside = found.figures[INSIDE]
     for key, limit in (("out64", COPY_FROM), ("in64", COPY_TO)):
         if all(key in found.figures[name] for name in names):
@@ -291,18 +329,21 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--ms", type=int, default=1000, help="of a measurement, about (%(default)s)")
     able = [name for name in PATHS if name != "tap" or may_make_namespaces()]
     parser.add_argument("--paths", default=",".join(able), help="which, with commas between them (%(default)s)")
+    parser.add_argument("--only", default=",".join(MEASURES), metavar="MEASURES", help="which, likewise (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds there")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw them there")
     parser.add_argument("--from", dest="before", type=Path, metavar="FILE", help="measure nothing: those that --json wrote")
     options = parser.parse_args(arguments)
-    names = options.paths.split(",")
+    names, chosen = options.paths.split(","), options.only.split(",")
+    if unknown := set(chosen) - set(MEASURES):
+        parser.error(f"no such measure: {', '.join(sorted(unknown))}")
     if unknown := set(names) - set(PATHS):
         parser.error(f"no such path: {', '.join(sorted(unknown))}; there are {', '.join(PATHS)}")
     if options.before:
         found = Found(**{key: value for key, value in json.loads(options.before.read_text()).items() if key in Found._fields})
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(Path(folder), names, options.rounds, options.ms)
+            found = measured(Path(folder), names, options.rounds, options.ms, chosen)
         if options.json:
             options.json.write_text(written(found, {"rounds": options.rounds, "ms": options.ms}))
     print(*tables(found), sep="\n", file=sys.stdout)

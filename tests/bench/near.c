@@ -1,19 +1,27 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * near - a guest's end of the connections that tests/bench/guest.py measures; far.c is the other. The same program for whatever carries them.
+ * near - a guest's end of the connections that tests/bench/guest.py measures; far.c is the other. The same program for whatever carries them. It
+ * runs on the host where those into a guest are measured.
  *
  * near WHERE out SIZE MS	send for about MS, SIZE bytes in each write, until the far end has it all
  * near WHERE in SIZE MS	the same the other way; SIZE is in each write there and each read here
  * near WHERE ask MS		64 bytes and their echo, one after the other
  * near WHERE cycle MS		connect, 64 bytes and their echo, close; one after the other
  * near WHERE many COUNT	COUNT connections opened, then asked in turn; all are open at once
+ * near WHERE span-out SIZE MS	what is moved within MS, after a quarter of that: for several guests at once
+ * near WHERE span-in SIZE MS
+ * near WHERE held OUT IN TIMES	OUT bytes sent and IN received by one flow, TIMES times beside another one that the far end does not read, and as often
+ *				without that; in turns
+ * near WHERE unread OUT IN TIMES	the same, where it is this program that does not read the other one
  * near WHERE dgram-out SIZE MS	datagrams of SIZE bytes as fast as they go; then the far end is asked how many came
  * near WHERE dgram-in SIZE MS	bursts of FAR_BURST such datagrams, each asked for when the one before it has come or is given up
  * near - copy MS		no connection: what the kernel copies from a program and to it
  *
- * WHERE is tcp:ADDRESS:PORT, udp:ADDRESS:PORT, vsock:CID:PORT or unix:PATH. Prints a line: for out and in, bytes, nanoseconds, and bytes of the runs that found
+ * WHERE is tcp:ADDRESS:PORT, udp:ADDRESS:PORT, vsock:CID:PORT, unix:PATH, or into:PATH:PORT, where a vsock device has a Unix socket at PATH for
+ * those who call its guest (Firecracker's convention: a line CONNECT PORT, and one with OK). Prints a line: for out and in, bytes, nanoseconds, and bytes of the runs that found
  * out how many that should be, too; for ask, nanoseconds of the median and the 99th percentile, and the number; for cycle and many, number
- * and nanoseconds; for datagrams, those that came, nanoseconds, and those that were sent; for copy, bytes and nanoseconds from a program, and the same to it.
+ * and nanoseconds; for datagrams, those that came, nanoseconds, and those that were sent; for span, bytes and nanoseconds; for held and
+ * unread, a line each time: nanoseconds of sending beside it, without it, of receiving beside it, without it; for copy, bytes and nanoseconds from a program, and the same to it.
  *
  * The amount is found by doubling it until it takes a quarter of MS, twice: once may be an accident, on a machine that has other work. So the
  * measured run finds windows open and code translated. No option of a socket is set: what a program gets that asks for nothing.
@@ -21,7 +29,9 @@
  * A copy is pwrite() and pread() of 64 KiB in tmpfs, always of the same pages: 16 look-ups and one copy, no allocation, nobody is woken.
  * A transport that copies once between the program and what the other side sees has that as its limit.
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
@@ -41,7 +51,7 @@
 #include "far.h"
 #include "program.h"
 
-enum { MOST_ASKED = 1 << 16, WORDS = 64, GIVE_UP_MS = 200, ASK_AGAIN = 100 };
+enum { MOST_ASKED = 1 << 16, WORDS = 64, GIVE_UP_MS = 200, ASK_AGAIN = 100, STUCK_MS = 50 /* of no room */ };
 
 static union {
 	struct sockaddr any;
@@ -50,13 +60,14 @@ static union {
 	struct sockaddr_vm vm;
 } where;
 static socklen_t where_len;
+static unsigned int call;	/* into: the guest's port */
 static bool dgram;
 static uint8_t piece[FAR_PIECE];
 
 static void usage(void)
 {
-	fputs("usage: near WHERE out SIZE MS | in SIZE MS | ask MS | cycle MS | many COUNT | dgram-out SIZE MS | dgram-in SIZE MS | copy MS\n",
-	      stderr);
+	fputs("usage: near WHERE out SIZE MS | in SIZE MS | ask MS | cycle MS | many COUNT | span-out SIZE MS | span-in SIZE MS |\n"
+	      "\theld OUT IN TIMES | unread OUT IN TIMES | dgram-out SIZE MS | dgram-in SIZE MS | copy MS\n", stderr);
 	exit(2);
 }
 
@@ -76,7 +87,12 @@ static void set_where(char *text)
 	if (!port)
 		usage();
 	*port++ = 0;
-	if (!strncmp(text, "vsock:", 6)) {
+	if (!strncmp(text, "into:", 5)) {
+		where.un.sun_family = AF_UNIX;
+		snprintf(where.un.sun_path, sizeof(where.un.sun_path), "%s", rest + 1);
+		where_len = sizeof(where.un);
+		call = (unsigned int)strtoul(port, NULL, 10);
+	} else if (!strncmp(text, "vsock:", 6)) {
 		where.vm.svm_family = AF_VSOCK;
 		where.vm.svm_cid = (unsigned int)strtoul(rest + 1, NULL, 10);
 		where.vm.svm_port = (unsigned int)strtoul(port, NULL, 10);
@@ -89,15 +105,6 @@ static void set_where(char *text)
 			usage();
 		where_len = sizeof(where.in);
 	}
-}
-
-static int connected(void)
-{
-	int fd = socket(where.any.sa_family, dgram ? SOCK_DGRAM : SOCK_STREAM, 0);
-
-	if (fd < 0 || connect(fd, &where.any, where_len))
-		die("connect");
-	return fd;
 }
 
 static void put(int fd, const void *data, size_t len)
@@ -122,6 +129,23 @@ static void get(int fd, void *data, size_t len)
 		data = (uint8_t *)data + n;
 		len -= (size_t)n;
 	}
+}
+
+static int connected(void)
+{
+	int fd = socket(where.any.sa_family, dgram ? SOCK_DGRAM : SOCK_STREAM, 0);
+	char line[64] = "";
+
+	if (fd < 0 || connect(fd, &where.any, where_len))
+		die("connect");
+	if (call) {
+		put(fd, line, (size_t)snprintf(line, sizeof(line), "CONNECT %u\n", call));
+		for (size_t i = 0; i < sizeof(line) && (!i || line[i - 1] != '\n'); i++)
+			get(fd, line + i, 1);
+		if (strncmp(line, "OK ", 3))
+			die(line);
+	}
+	return fd;
 }
 
 /* nanoseconds */
@@ -172,6 +196,74 @@ static void bulk(uint32_t what, uint32_t size, uint64_t span)
 	amount = (uint64_t)(best * (double)span) / size * size + size;
 	took = move(fd, what, size, amount);
 	printf("%llu %llu %llu\n", (unsigned long long)amount, (unsigned long long)took, (unsigned long long)(all + amount));
+}
+
+static void span_of(uint32_t what, uint32_t size, uint64_t length)
+{
+	struct far_request r = { what, size, (uint64_t)size << 32 };	/* more than there is time for */
+	uint64_t start = 0, bytes = 0, begun, at;
+	int fd = connected();
+
+	put(fd, &r, sizeof(r));
+	begun = now();
+	do {
+		ssize_t n = what == FAR_SINK ? write(fd, piece, size) : read(fd, piece, size);
+
+		if (n <= 0)
+			die("span");
+		at = now();
+		if (start)
+			bytes += (uint64_t)n;
+		else if (at - begun >= length / 4)
+			start = at;
+	} while (!start || at - start < length);
+	printf("%llu %llu\n", (unsigned long long)bytes, (unsigned long long)(at - start));
+}
+
+/* a flow on which nothing moves any more */
+static int stuck(bool held)
+{
+	struct far_request r = { held ? FAR_HOLD : FAR_SOURCE, sizeof(piece), (uint64_t)sizeof(piece) << 32 };
+	int fd = connected();
+	struct pollfd p = { .fd = fd, .events = held ? POLLOUT : 0 };
+
+	put(fd, &r, sizeof(r));
+	while (poll(&p, 1, STUCK_MS) == 1)
+		if (send(fd, piece, sizeof(piece), MSG_DONTWAIT) < 0 && errno != EAGAIN)
+			die("send");
+	return fd;
+}
+
+/* aborted: nobody has to take what it holds */
+static void drop(int fd)
+{
+	struct linger at_once = { 1, 0 };
+
+	if (fd < 0)
+		return;
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	close(fd);
+}
+
+static void beside(bool held, uint64_t out, uint64_t in, uint64_t times)
+{
+	uint64_t took[2][2];
+	int fd = connected();
+
+	for (uint64_t i = 0; i < times; i++) {
+		for (int k = 0; k < 2; k++) {
+			bool with = (i + (uint64_t)k) % 2;
+			int other = with ? stuck(held) : -1;
+
+			move(fd, FAR_SINK, sizeof(piece), sizeof(piece));	/* what the other one has cooled is not in the figures */
+			move(fd, FAR_SOURCE, sizeof(piece), sizeof(piece));
+			took[0][!with] = move(fd, FAR_SINK, sizeof(piece), out);
+			took[1][!with] = move(fd, FAR_SOURCE, sizeof(piece), in);
+			drop(other);
+		}
+		printf("%llu %llu %llu %llu\n", (unsigned long long)took[0][0], (unsigned long long)took[0][1],
+		       (unsigned long long)took[1][0], (unsigned long long)took[1][1]);
+	}
 }
 
 static void ask(int fd)
@@ -357,6 +449,12 @@ int main(int argc, char **argv)
 		bulk(FAR_SINK, (uint32_t)size, last * 1000000);
 	else if (!strcmp(kind, "in") && size && size <= FAR_PIECE)
 		bulk(FAR_SOURCE, (uint32_t)size, last * 1000000);
+	else if (!strcmp(kind, "span-out") && size && size <= FAR_PIECE)
+		span_of(FAR_SINK, (uint32_t)size, last * 1000000);
+	else if (!strcmp(kind, "span-in") && size && size <= FAR_PIECE)
+		span_of(FAR_SOURCE, (uint32_t)size, last * 1000000);
+	else if ((!strcmp(kind, "held") || !strcmp(kind, "unread")) && argc == 6)
+		beside(!strcmp(kind, "held"), size, strtoull(argv[4], NULL, 10), last);
 	else if (!strcmp(kind, "ask"))
 		asks(last * 1000000);
 	else if (!strcmp(kind, "cycle"))

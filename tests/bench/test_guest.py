@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench.guest import INSIDE, MEASURES, ROWS, measured, panels, ratios, tables
+from tests.bench.guest import INSIDE, IPERF, MEASURES, ROWS, UDP, measured, panels, ratios, tables
 from tests.bench.paths import PATHS
 from tests.bench.plot import drawn
 from tests.netns import may_make_namespaces
 
 ALL_BUT_MANY = [key for key in MEASURES if key != "many"]
-DATAGRAMS = [row for measure in MEASURES.values() if measure.udp for row in measure.figures]
-ALL_ROWS = [key for key in ROWS if key != "many" and not key.endswith("-backend") and key not in DATAGRAMS]
+SOME = {by: [row for each in MEASURES.values() if each.by == by for row in each.figures] for by in (UDP, IPERF)}
+"""Rows that not every path has."""
+NOT_EVERYWHERE = tuple(chain(*SOME.values()))
+EVERYWHERE = [row for row in ROWS if row != "many" and not row.endswith("-backend") and not row.startswith(NOT_EVERYWHERE)]
 
 
 @pytest.mark.foreign  # one QEMU for all paths that are compared, and that is the newest
@@ -24,11 +27,13 @@ def test_paths_from_a_guest_are_measured_in_turns_and_compared(tmp_path: Path) -
     names = [name for name in PATHS if name != "offload-fs" and (name != "tap" or may_make_namespaces())]
     found = measured(tmp_path, names, 1, 10, ALL_BUT_MANY)
     assert found.figures.keys() == {*names, INSIDE}
-    assert all(rows.keys() >= set(ALL_ROWS) for name, rows in found.figures.items() if name != INSIDE)
-    streams = [key for key in MEASURES if not MEASURES[key].udp]  # a datagram may be lost, and a machine so busy that all are
+    assert all(rows.keys() >= set(EVERYWHERE) for name, rows in found.figures.items() if name != INSIDE)
+    streams = [key for key in MEASURES if MEASURES[key].by != UDP]  # a datagram may be lost, and a machine so busy that all are
     assert all(value > 0 for rows in found.figures.values() for key, [value] in rows.items() if key in streams)
-    carry = {name for name, rows in found.figures.items() if rows.keys() >= set(DATAGRAMS)}
-    assert carry == set(names) - {"vsock", "vhost-device-vsock"}
+    for rows in SOME.values():
+        carry = {name for name, figures in found.figures.items() if figures.keys() & set(rows)}
+        assert carry == set(names) - {"vsock", "vhost-device-vsock"}
+        assert all(found.figures[name].keys() >= set(rows) for name in carry)
     assert ratios(found, "offload-generic", "out64") is not None
     assert len(tables(found)) > 20
     drawing = ElementTree.fromstring(drawn(panels(found)))
