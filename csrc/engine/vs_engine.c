@@ -116,6 +116,7 @@ static void ring_flush(struct vse_engine *e, struct vse_ring *r)
 	}
 	if (r->dirty && r->vq) {
 		r->dirty = false;
+		r->late = 0;
 		if (vs_vq_flush(r->vq) < 0)
 			vse_ring_break(e, r, "%s", vs_vq_error(r->vq)->text);
 	}
@@ -197,11 +198,13 @@ static void detach(struct vse_engine *e, struct vse_ring *r)
 {
 	if (!r->vq)
 		return;
+	r->dirty = r->dirty || r->late;
 	ring_flush(e, r);
 	if (r->kick_fd >= 0)
 		epoll_ctl(e->ep, EPOLL_CTL_DEL, r->kick_fd, NULL);
 	r->vq = NULL;
 	r->ready = r->starved = r->dirty = r->stream = r->look = false;
+	r->late = 0;
 }
 
 void vse_ring_detach(struct vse_engine *e, uint32_t ring)
@@ -216,6 +219,13 @@ void vse_ring_detach(struct vse_engine *e, uint32_t ring)
 }
 
 /* ---------------------------------------------------------------------------------------------------------- the thread */
+
+static void late_is_over(struct vse_engine *e)
+{
+	e->late_at = 0;
+	for (uint32_t i = 0; i < e->config.pairs; i++)
+		e->pairs[i].rx.dirty = e->pairs[i].rx.dirty || e->pairs[i].rx.late;
+}
 
 static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 {
@@ -232,8 +242,10 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 		if (vse_rx_work(p))
 			vse_rx_pump(p);
 	}
-	if (e->retry_at || e->tell_at || !TAILQ_EMPTY(&e->linger)) {
+	if (e->retry_at || e->tell_at || e->late_at || !TAILQ_EMPTY(&e->linger)) {
 		now = vse_now_ms();
+		if (e->late_at && e->late_at <= now)
+			late_is_over(e);
 		if (e->tell_at && e->tell_at <= now)
 			vse_tell(e);
 		vse_listen_retry(e, now);
@@ -264,6 +276,8 @@ static int sleep_ms(struct vse_engine *e)
 		until = f->linger_until;
 	if (e->tell_at && (!until || e->tell_at < until))
 		until = e->tell_at;
+	if (e->late_at && (!until || e->late_at < until))
+		until = e->late_at;
 	if (!until)
 		return -1;
 	now = vse_now_ms();

@@ -40,7 +40,7 @@ void vse_event(struct vse_engine *e, uint32_t type, const struct vse_flow *f, ui
 	       const void *payload, uint32_t len)
 {
 	/* the thread itself looks at tell_at before it sleeps; another one tells at once */
-	bool late = (type == VSE_EV_ROUTED || (type == VSE_EV_ENDED && f->routed)) && e->started && !e->sleeping;
+	bool late = (type == VSE_EV_ROUTED || (type == VSE_EV_ENDED && f->routed)) && vse_may_be_late(e);
 	struct vse_evnode *n;
 
 	if (len > VSE_PAYLOAD_MAX)

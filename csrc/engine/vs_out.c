@@ -48,6 +48,7 @@ struct vs_chain *vse_rx_get(struct vse_pair *p)
 	} while (!rc && vs_vq_enable_kick(r->vq));
 	if (!rc) {
 		r->starved = true;
+		r->dirty = r->dirty || r->late;	/* the driver has no buffer but those */
 		return NULL;
 	}
 	if (rc < 0) {
@@ -200,6 +201,19 @@ bool vse_ctl_drain(struct vse_pair *p)
 	}
 	p->ctl_head = p->ctl_tail = 0;
 	return true;
+}
+
+void vse_send_late(struct vse_pair *p, const void *hdr)
+{
+	struct vse_ring *r = &p->rx;
+	bool dirty = r->dirty;
+
+	vse_send(p, hdr, NULL, 0);
+	if (!r->dirty || dirty || !vse_may_be_late(p->e) || !vse_ctl_empty(p) || ++r->late >= VSE_LATE_MAX)
+		return;
+	r->dirty = false;
+	if (!p->e->late_at)
+		p->e->late_at = vse_now_ms() + VSE_LATE_MS;
 }
 
 void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len)

@@ -58,6 +58,7 @@ static void tell(struct vse_pair *p)
 	if (p->rx.dirty && vs_vq_flush(p->rx.vq) < 0)
 		vse_ring_break(p->e, &p->rx, "%s", vs_vq_error(p->rx.vq)->text);
 	p->rx.dirty = false;
+	p->rx.late = 0;
 }
 
 void vse_rx_pump(struct vse_pair *p)

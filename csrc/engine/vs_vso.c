@@ -272,7 +272,10 @@ static void on_close(struct vse_pair *p, const struct vso_hdr *h, const struct v
 		vse_flow_reset(f, EPROTO);
 		return;
 	}
-	vse_send(p, &out, NULL, 0);
+	if (p->e->features & VSO_F_LATE_CLOSED)
+		vse_send_late(p, &out);
+	else
+		vse_send(p, &out, NULL, 0);
 	if (f)
 		vse_flow_close(f, h->arg & VSO_CLOSE_ABORT);
 }

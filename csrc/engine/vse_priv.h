@@ -65,6 +65,8 @@ enum {
 	VSE_CTL_PAUSE = 65536,		/* bytes of queued control messages at which a pair stops reading the driver */
 	VSE_EVENTS_LOG = 64,	/* events Python did not take at which those for the log alone are left out */
 	VSE_EVENTS_MS = 20,	/* how late Python may hear of what is for the log alone */
+	VSE_LATE_MS = 10,	/* how late the driver may hear of what nobody waits for (VSO_F_LATE_CLOSED), */
+	VSE_LATE_MAX = 8,	/* and of how many such messages at most: each keeps a buffer from it */
 	VSE_EVENTS_PAUSE = 4096,	/* events Python did not take at which all pairs stop reading, and listeners accepting */
 	VSE_SCRATCH = 65536 + 512,	/* the largest datagram with its header and URI */
 	VSE_LINGER_MAX = 1024,		/* closed flows whose last bytes still wait for the host; one more aborts the oldest */
@@ -203,6 +205,7 @@ struct vse_ring {
 	uint64_t kicked_ns, kicked_out;	/* when the last one came, and stats.msgs_out then */
 	bool starved;			/* to the driver: had no chain, kick is enabled */
 	bool dirty;			/* pushed and not flushed */
+	uint32_t late;			/* to the driver: pushed and not flushed, and not dirty for them */
 	struct vs_mem *mem;		/* memory of the chains of this turn: looked at for poison */
 };
 
@@ -298,6 +301,7 @@ struct vse_engine {
 	struct vse_evnode *ev_first, **ev_last;
 	uint32_t nevents;
 	bool told;			/* event_fd is readable */
+	uint64_t late_at;		/* when such messages of any ring are due; 0: there are none */
 	uint64_t tell_at;		/* when it has to be, for events that may be late; 0: there are none */
 	uint64_t log_second, unlogged;
 	uint32_t log_flows;		/* that Python heard of in that second */
@@ -317,6 +321,8 @@ struct vse_engine {
 /* vs_event.c */
 void vse_signal(int fd);			/* an eventfd */
 void vse_events_free(struct vse_engine *e);
+/* the thread is on its way to sleep_ms(): what it may be late with needs no wake-up */
+static inline bool vse_may_be_late(const struct vse_engine *e) { return e->started && !e->sleeping; }
 void vse_tell(struct vse_engine *e);		/* Python, that there are events */
 void vse_event(struct vse_engine *e, uint32_t type, const struct vse_flow *f, uint32_t flow, uint32_t error,
 	       const void *payload, uint32_t len);
@@ -362,6 +368,7 @@ void vse_rx_gathered(struct vse_flow *f, size_t len);	/* len bytes are in place:
 bool vse_ctl_drain(struct vse_pair *p);		/* queued control messages; false: some are left */
 static inline bool vse_ctl_empty(const struct vse_pair *p) { return p->ctl_head == p->ctl_tail; }
 void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len);	/* now, or queued */
+void vse_send_late(struct vse_pair *p, const void *hdr);	/* without payload; the driver may hear of it VSE_LATE_MS later, or with the next message */
 size_t vse_payload_iov(const struct vs_chain *c, bool writable, size_t skip, size_t limit, struct iovec *iov, int *cnt);
 
 /* vs_turn.c */

@@ -137,7 +137,8 @@ enum {
 	 * Feature bit 9: HINTS, after HELLO_REPLY and at any time later. Of requests to connect or send that come from the guest's initial
 	 * namespace the first hint that covers scheme, address and port decides: ASK, or NATIVE without being asked; none: ASK.
 	 */
-	VSO_F_HINTS = 512
+	VSO_F_HINTS = 512,
+	VSO_F_LATE_CLOSED = 1024	/* feature bit 10: nobody waits for CLOSED, so it may come some milliseconds late, or with what comes next */
 };
 
 /* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */

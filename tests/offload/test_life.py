@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 import pytest
 
 from tests.device_thread import PATIENCE
+from vhostsock._core import lib
 from vhostsock.offload import OffloadDevice, parse_policy
 
 from .conftest import Guest, MakeGuest, accept, port_of, read_all, serving
@@ -94,6 +95,25 @@ def test_flows_survive_a_pause(make_guest: MakeGuest, listener: socket.socket) -
         assert flow.recv_exactly(15) == b"while you slept"
         assert server.recv(64) == b"before I woke"
     flow.close()
+
+
+def test_a_closed_that_may_be_late_comes_all_the_same(make_guest: MakeGuest, listener: socket.socket) -> None:
+    """When there are many, when nothing follows, and when the ring stops."""
+    guest = make_guest(POLICY)
+    assert guest.hello(features=lib.VSO_F_LATE_CLOSED).features == lib.VSO_F_LATE_CLOSED
+    uri = f"tcp://127.0.0.1:{port_of(listener)}"
+    flows = [guest.connect(uri) for _ in range(20)]
+    for flow in flows:
+        flow.close(wait=False)
+    for flow in flows:
+        flow.close()
+        accept(listener).close()
+    last = guest.connect(uri)
+    last.close(wait=False)
+    run(guest, guest.frontend.pause())
+    run(guest, guest.frontend.resume())
+    last.close()
+    accept(listener).close()
 
 
 @pytest.mark.parametrize("how", ["reboot", "reset_device"])
