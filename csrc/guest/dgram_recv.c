@@ -459,6 +459,8 @@ int vso_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int f
 			if (err != -EAGAIN)
 				goto out;
 		}
+		if (vso_poll_receive(vs, sk, timeo, vso_dgram_recv_ready, 0))
+			continue;
 		err = vso_wait_event(vs, sk, &timeo, vso_dgram_recv_ready, 0, false);
 		if (err)
 			goto out;
@@ -473,6 +475,7 @@ int vso_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int f
 		err = flags & MSG_TRUNC ? skb->len : n;
 	}
 	consume_skb(skb);
+	vso_poll_answered(vs);
 out:
 	vso_sock_put(vs);
 	return err;
@@ -528,6 +531,7 @@ __poll_t vso_dgram_poll(struct file *file, struct socket *sock, struct poll_tabl
 	vs = vso_sock_get(sock);
 	if (!vs)
 		return vso_again_poll(sock, file);
+	vso_poll_busy(vs, wait);
 	spin_lock_bh(&vs->lock);
 	if (!skb_queue_empty(&vs->dgrams))
 		mask |= EPOLLIN | EPOLLRDNORM;

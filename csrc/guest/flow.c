@@ -394,6 +394,11 @@ int vso_flow_request(struct vso_sock *vs, u16 type, u32 arg, const void *payload
 	return vso_tx_submit(vs->pair, tx);
 }
 
+static bool vso_flow_done(struct vso_sock *vs, u32 arg)
+{
+	return completion_done(&vs->done);
+}
+
 /**
  * vso_flow_wait() - wait for the answer; only a fatal signal or the end of the device ends it early
  *
@@ -401,7 +406,7 @@ int vso_flow_request(struct vso_sock *vs, u16 type, u32 arg, const void *payload
  */
 int vso_flow_wait(struct vso_sock *vs)
 {
-	int err = wait_for_completion_killable(&vs->done);
+	int err = vso_poll_request(vs, vso_flow_done, 0) ? 0 : wait_for_completion_killable(&vs->done);
 
 	if (err)
 		return -EINTR;

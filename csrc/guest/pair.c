@@ -296,7 +296,7 @@ static void vso_pair_serve(struct tasklet_struct *tasklet)
 			again = true;
 			break;
 		}
-		if (virtqueue_enable_cb(pair->rx))
+		if (atomic_read(&pair->lookers) || virtqueue_enable_cb(pair->rx))
 			break;
 		virtqueue_disable_cb(pair->rx);
 	}

@@ -440,6 +440,8 @@ static int vso_dgram_send(struct vso_sock *vs, struct sock *sk, struct msghdr *m
 		return -EPIPE;
 	tx = vso_dgram_build(vs, msg, len, to, &how);
 	err = PTR_ERR_OR_ZERO(tx) ?: vso_tx_submit(vs->pair, tx);
+	if (!err)
+		vso_poll_sent(vs);
 	return err == -ENODEV ? -ECONNRESET : err ?: (int)len;
 }
 

@@ -285,7 +285,7 @@ static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags,
 
 	if (!timeo)
 		return err;
-	wait = vso_wait_event(vs, sk, &timeo, vso_connect_done, 0, false);
+	wait = vso_poll_request(vs, vso_connect_done, 0) ? 0 : vso_wait_event(vs, sk, &timeo, vso_connect_done, 0, false);
 	vso_race();
 	if (wait)
 		return wait == -EAGAIN ? err : wait;

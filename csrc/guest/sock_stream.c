@@ -234,10 +234,12 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	}
 out:
 	vso_zerocopy_end(note, copied);
-	if (copied)
+	if (copied) {
+		vso_poll_sent(vs);
 		err = copied;
-	else if (err == -EPIPE)
+	} else if (err == -EPIPE) {
 		err = sk_stream_error(sk, msg->msg_flags, err);
+	}
 	vso_sock_put(vs);
 	return err;
 }
@@ -255,6 +257,7 @@ __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_tab
 	if (!vs)
 		return vso_again_poll(sock, file);
 	vso_opts_sync(vs, sk, false);
+	vso_poll_busy(vs, wait);
 	spin_lock_bh(&vs->lock);
 	switch (vs->state) {
 	case VSO_ST_BINDING:

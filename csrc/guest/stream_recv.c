@@ -195,14 +195,18 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 			break;
 		}
 		vso_gather_flush(vs);
+		if (vso_poll_receive(vs, sk, timeo, vso_recv_ready, seen))
+			continue;
 		err = vso_wait_event(vs, sk, &timeo, vso_recv_ready, seen, false);
 		if (err)
 			break;
 	}
-	if (copied && flags & MSG_PEEK)
+	if (copied && flags & MSG_PEEK) {
 		sk_peek_offset_fwd(sk, copied);
-	else if (copied)
+	} else if (copied) {
 		sk_peek_offset_bwd(sk, copied);
+		vso_poll_answered(vs);
+	}
 out:
 	vso_sock_put(vs);
 	return copied ? copied : err;

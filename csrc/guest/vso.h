@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, pool.c keeps pages to use them again, gather.c makes one message of small writes, proc.c shows
+ * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, poll.c looks at them before it sleeps, pool.c keeps pages to use them again, gather.c makes one message of small writes, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -156,6 +156,12 @@ struct vso_msg {
 	u32 type, flow, len, arg, buf_alloc, fwd_cnt, cookie;
 };
 
+/* did looking for an answer pay? (poll.c) Written by whoever waits, without a lock: a guess that a race makes no worse */
+struct vso_poll {
+	u8 missed;		/* looks for nothing, one after the other */
+	u8 pass;		/* waits that leave it out yet */
+};
+
 /**
  * struct vso_pair - one pair of rings
  * @tasklet: serves both rings after an interrupt; the only reader of @rx
@@ -165,6 +171,8 @@ struct vso_msg {
  * @held: what flows hold back, in no order (gather.c)
  * @rx_posted: chains the device holds (tasklet only)
  * @pool: pages to use again, by direction
+ * @lookers: tasks that serve the rings while they wait, poll.c: the device need not call
+ * @requests, @firsts: did that pay for requests to the device, and for the first answers on flows?
  */
 struct vso_pair {
 	struct vso_dev *dev;
@@ -178,6 +186,8 @@ struct vso_pair {
 	unsigned int rx_posted;
 	unsigned int rx_target;
 	struct vso_pool pool[VSO_POOLS];
+	atomic_t lookers;
+	struct vso_poll requests, firsts;
 };
 
 /**
@@ -275,6 +285,12 @@ void vso_pool_close(struct vso_pool *pool);
 void vso_pool_put(struct vso_pool *pool, struct page *page, unsigned long payer);
 struct page *vso_pool_take(struct vso_pool *pool, unsigned long payer);
 bool vso_frag_refill(struct vso_pool *pool, struct page_frag *frag, u32 n);
+
+/* -------------------------------------------------------------------------------------------------------------- poll.c */
+
+bool vso_poll_request(struct vso_sock *vs, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg);
+bool vso_poll_receive(struct vso_sock *vs, const struct sock *sk, bool wait, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg);
+void vso_poll_busy(struct vso_sock *vs, const struct poll_table_struct *wait);
 
 /* ------------------------------------------------------------------------------------------------------------ gather.c */
 
@@ -401,6 +417,9 @@ struct vso_sock {
 	u32 rx_mem;
 	u32 rx_drops;
 	struct mutex recv_mutex;
+	bool asked;			/* sent since it last received, and */
+	bool answered_once;		/* received: whether to look for the answer, poll.c. No lock */
+	struct vso_poll poll;
 
 	/* urgent data: sock_urgent.c */
 	bool urg_valid, urg_mark;
@@ -630,6 +649,21 @@ static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk, bool may_
 		     vs->told_rcvbuf != READ_ONCE(sk->sk_rcvbuf) || vs->told_priority != READ_ONCE(sk->sk_priority) ||
 		     vs->told_pacing != READ_ONCE(sk->sk_max_pacing_rate) || (vso_opts_tied(sk) && !vs->told_tied)))
 		vso_opts_sync_slow(vs, sk, may_wait);
+}
+
+/* for poll.c: who sends may expect an answer, until something comes */
+static inline void vso_poll_sent(struct vso_sock *vs)
+{
+	if (!READ_ONCE(vs->asked))
+		WRITE_ONCE(vs->asked, true);
+}
+
+static inline void vso_poll_answered(struct vso_sock *vs)
+{
+	if (READ_ONCE(vs->asked)) {
+		WRITE_ONCE(vs->asked, false);
+		WRITE_ONCE(vs->answered_once, true);
+	}
 }
 
 /* an offloaded operation finds its state, or else the socket changed its table under us: then the new table serves the call */
