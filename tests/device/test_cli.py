@@ -138,12 +138,12 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path: Path) -> None:
 OWN_OPTIONS = {
     "input": ["events", "kind", "name", "serial"],
     "net": ["loopback", "mac", "mtu", "pairs", "tap"],
-    "offload": ["max-flows", "name", "pairs", "policy"],
+    "offload": ["busy-poll", "max-flows", "name", "pairs", "policy"],
     "blk": [
         *("blk-file", "block-size", "num-queues", "postcopy", "read-only"),
         *("seg-max", "serial", "shared", "threads", "write-through"),
     ],
-    "vsock": ["forward", "guest-cid", "max-flows", "name", "publish", "seqpacket-path", "uds-path"],
+    "vsock": ["busy-poll", "forward", "guest-cid", "max-flows", "name", "publish", "seqpacket-path", "uds-path"],
 }
 
 
