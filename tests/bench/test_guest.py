@@ -28,7 +28,8 @@ def test_paths_from_a_guest_are_measured_in_turns_and_compared(tmp_path: Path) -
     found = measured(tmp_path, names, 1, 10, ALL_BUT_MANY)
     assert found.figures.keys() == {*names, INSIDE}
     assert all(rows.keys() >= set(EVERYWHERE) for name, rows in found.figures.items() if name != INSIDE)
-    streams = [key for key in MEASURES if MEASURES[key].by != UDP]  # a datagram may be lost, and a machine so busy that all are
+    # a machine may be so busy that no datagram comes, and that nothing does in the one second of iperf3
+    streams = [key for key in MEASURES if MEASURES[key].by not in SOME]
     assert all(value > 0 for rows in found.figures.values() for key, [value] in rows.items() if key in streams)
     for rows in SOME.values():
         carry = {name for name, figures in found.figures.items() if figures.keys() & set(rows)}
