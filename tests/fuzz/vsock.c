@@ -37,7 +37,7 @@ enum { ASKED = 52, TO_UNIX, BESIDE_PATH, TO_TCP, TO_NOBODY, TO_NO_FILE };
 static int listeners[2];
 static struct sockaddr_in listens, refuses;
 static struct sockaddr_un found, missing;
-static char folder[] = "/tmp/vhostsock-fuzz-XXXXXX", path[32];
+static char folder[40] = "/tmp/vhostsock-fuzz-XXXXXX", path[48];
 
 static struct {
 	struct vse_engine *e;
@@ -69,15 +69,21 @@ static void tidy(void)
 
 static void make_listeners(void)
 {
+	const char *given = getenv("FUZZ_FOLDER");	/* which the caller removes, also when we are aborted */
 	char beside[sizeof(found.sun_path)];
 
-	MUST(mkdtemp(folder), "no folder");
+	if (given)
+		snprintf(folder, sizeof(folder), "%s", given);
+	else
+		MUST(mkdtemp(folder), "no folder");
 	snprintf(path, sizeof(path), "%s/v", folder);
 	snprintf(beside, sizeof(beside), "%s_%d", path, BESIDE_PATH);
 	found.sun_family = missing.sun_family = AF_UNIX;
 	snprintf(found.sun_path, sizeof(found.sun_path), "%s/found", folder);
 	snprintf(missing.sun_path, sizeof(missing.sun_path), "%s/missing", folder);
 	listens = refuses = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	unlink(found.sun_path);		/* of one that was aborted */
+	unlink(beside);
 	listeners[0] = bound(&found, sizeof(found));
 	listeners[1] = bound(&listens, sizeof(listens));
 	bound(&refuses, sizeof(refuses));	/* and nobody listens there */
