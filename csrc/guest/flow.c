@@ -87,6 +87,7 @@ static void vso_sock_free(struct vso_sock *vs)
 		kfree(tx);	/* unsent ones hold no reference */
 	__skb_queue_purge(&vs->dgrams);
 	kfree(vs->dests);
+	atomic_long_sub(vs->grown, &vs->dev->grown);
 	vso_dev_put(vs->dev);
 	kfree_rcu(vs, rcu);
 }
@@ -117,6 +118,7 @@ struct vso_sock *vso_sock_new(const struct vso_row *row, struct vso_dev *dev, gf
 	vs->pair = &dev->pair[raw_smp_processor_id() % dev->pairs];
 	vs->state = VSO_ST_CLOSED;
 	vs->buf_alloc = vs->promised = vso_window;
+	vs->window_since = jiffies;
 	spin_lock_init(&vs->lock);
 	INIT_LIST_HEAD(&vs->all);
 	INIT_LIST_HEAD(&vs->rxq);

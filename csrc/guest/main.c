@@ -16,7 +16,7 @@
 module_param_named(all_netns, vso_all_netns, bool, 0644);
 MODULE_PARM_DESC(all_netns, "offer the sockets of all network namespaces to the device (default: only the initial one's)");
 module_param_named(window, vso_window, uint, 0444);
-MODULE_PARM_DESC(window, "bytes that a stream socket may hold for its reader (64 KiB to 16 MiB, default 512 KiB)");
+MODULE_PARM_DESC(window, "bytes that a stream socket may hold for its reader to begin with (64 KiB to 16 MiB, default 512 KiB)");
 
 static int __init vso_init(void)
 {

@@ -143,6 +143,7 @@ void vso_show_fdinfo(struct seq_file *m, struct socket *sock)
 	char local[VSO_NAME_MAX], remote[VSO_NAME_MAX];
 	struct vso_sock *vs = vso_sock_get(sock);
 	bool dev = false, mark = false;
+	u32 window = 0;
 	const char *host;
 
 	if (!vs)
@@ -154,9 +155,13 @@ void vso_show_fdinfo(struct seq_file *m, struct socket *sock)
 	}
 	vso_names(vs, local, remote);
 	host = vso_host_state(vs);
+	if (vs->row->type == SOCK_STREAM && vs->state == VSO_ST_CONNECTED)
+		window = vs->buf_alloc;
 	spin_unlock_bh(&vs->lock);
 	seq_printf(m, "hwsock-flow:\t%08x\nhwsock-state:\t%s\nhwsock-host:\t%s\nhwsock-local:\t%s\nhwsock-remote:\t%s\n", vs->flow,
 		   vso_state_name(READ_ONCE(vs->state)), host, local, remote);
+	if (window)
+		seq_printf(m, "hwsock-window:\t%u\n", window);
 	if (dev || mark)	/* set after the takeover, which Linux before 6.8 does not let us refuse */
 		seq_printf(m, "hwsock-ignored:\t%s%s%s\n", dev ? "SO_BINDTODEVICE" : "", dev && mark ? " " : "", mark ? "SO_MARK" : "");
 	vso_sock_put(vs);

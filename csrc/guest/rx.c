@@ -112,6 +112,14 @@ bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
 	return true;
 }
 
+/* bytes were appended. Called under vs->lock */
+static void vso_rx_came(struct vso_sock *vs)
+{
+	vs->filled |= vso_window_filled(vs);
+	if (vs->rx_bytes >= min_t(u32, vs->sk ? READ_ONCE(vs->sk->sk_rcvlowat) : 1, vs->buf_alloc / 2))
+		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDBAND);
+}
+
 static void vso_msg_data(struct vso_msg *m)
 {
 	struct vso_sock *vs = m->vs;
@@ -126,8 +134,8 @@ static void vso_msg_data(struct vso_msg *m)
 		error = EPROTO;
 	else if (!vso_rx_queue(vs, m))
 		error = ENOBUFS;
-	else if (vs->rx_bytes >= min_t(u32, vs->sk ? READ_ONCE(vs->sk->sk_rcvlowat) : 1, vs->buf_alloc / 2))
-		vso_flow_wake(vs, EPOLLIN | EPOLLRDNORM | EPOLLRDBAND);
+	else
+		vso_rx_came(vs);
 unlock:
 	spin_unlock(&vs->lock);
 	if (error)

@@ -142,8 +142,10 @@ int vso_open_request(struct vso_sock *vs, struct socket *sock, u16 type, const u
 	}
 	n = vs->row->family == PF_IPX ? 0 : vso_opts_build(sk, vs->row, type == VSO_BIND, p, VSO_OPTS_MAX);
 	vso_opts_told(vs, sk);
-	if (type == VSO_CONNECT)
-		vs->buf_alloc = vs->promised = vso_opts_window(sk);	/* the flow, if BIND opened it, has had no other */
+	if (type == VSO_CONNECT) {
+		vs->promised = 0;	/* the flow, if BIND opened it, has had no other window */
+		vso_window_set(vs, vso_opts_window(sk));
+	}
 	open->opts_len = cpu_to_le16(n);
 	p += n;
 	open->flags = cpu_to_le16(flags);

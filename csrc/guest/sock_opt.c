@@ -240,7 +240,7 @@ void vso_opts_told(struct vso_sock *vs, const struct sock *sk)
 {
 	vs->told_keepalive = sock_flag(sk, SOCK_KEEPOPEN);
 	vs->told_sndbuf = READ_ONCE(sk->sk_sndbuf);
-	vs->told_rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+	vs->told_rcvbuf = vso_opts_rcvbuf(sk);
 	vs->told_priority = READ_ONCE(sk->sk_priority);
 	vs->told_pacing = READ_ONCE(sk->sk_max_pacing_rate);
 }
@@ -303,20 +303,18 @@ static void vso_opts_sync_sndbuf(struct vso_sock *vs, struct sock *sk, bool may_
 /* SO_RCVBUF bounds our window and the host's buffer */
 static void vso_opts_sync_rcvbuf(struct vso_sock *vs, struct sock *sk)
 {
-	int rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+	int rcvbuf = vso_opts_rcvbuf(sk);
 
 	if (rcvbuf == vs->told_rcvbuf)
 		return;
 	vs->told_rcvbuf = rcvbuf;
-	if (!(sk->sk_userlocks & SOCK_RCVBUF_LOCK))
+	if (rcvbuf > 0)
 		return;
 	spin_lock_bh(&vs->lock);
-	if (vs->row->type == SOCK_STREAM && vs->state == VSO_ST_CONNECTED) {
-		WRITE_ONCE(vs->buf_alloc, vso_opts_window(sk));
-		vs->promised = max(vs->promised, vs->buf_alloc);
-	}
+	if (vs->row->type == SOCK_STREAM && vs->state == VSO_ST_CONNECTED)
+		vso_window_set(vs, vso_opts_window(sk));
 	spin_unlock_bh(&vs->lock);
-	vso_opt_tell(vs, SO_RCVBUF, rcvbuf / 2);
+	vso_opt_tell(vs, SO_RCVBUF, -rcvbuf / 2);
 }
 
 /** vso_opts_sync_slow() - send those that have changed, if there is a connection or a listener to have them */

@@ -122,6 +122,16 @@ static void vso_rx_credit_due(struct vso_sock *vs)
 		vso_flow_send(vs, VSO_CREDIT, 0, NULL, 0, GFP_KERNEL);
 }
 
+/* of the @target bytes that a call waits for, as many as the window lets wait at once */
+static size_t vso_recv_enough(const struct vso_sock *vs, int flags, u32 off, size_t target)
+{
+	u32 window = READ_ONCE(vs->buf_alloc);
+
+	if (flags & MSG_PEEK)
+		return min_t(size_t, target, off < window ? window - off : 1);
+	return flags & MSG_WAITALL ? target : min_t(size_t, target, window / 2);
+}
+
 int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags)
 {
 	struct vso_sock *vs = vso_sock_get(sock);
@@ -153,10 +163,6 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 	timeo = sock_rcvtimeo(sk, flags & MSG_DONTWAIT);
 	target = min_t(size_t, sock_rcvlowat(sk, flags & MSG_WAITALL, len), INT_MAX);
 	off = max(sk_peek_offset(sk, flags), 0);
-	if (flags & MSG_PEEK)	/* more can never wait at once */
-		target = min_t(size_t, target, off < vs->buf_alloc ? vs->buf_alloc - off : 1);
-	else if (!(flags & MSG_WAITALL))
-		target = min_t(size_t, target, vs->buf_alloc / 2);
 	for (;;) {
 		mutex_lock(&vs->recv_mutex);
 		seen = flags & MSG_PEEK ? off + copied : 0;
@@ -168,9 +174,11 @@ int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int 
 		}
 		copied += n;
 		seen += flags & MSG_PEEK ? n : 0;
-		if (!(flags & MSG_PEEK))
+		if (!(flags & MSG_PEEK)) {
+			vso_window_used(vs, sk);
 			vso_rx_credit_due(vs);
-		if (copied >= target || (n && copied >= len) || mark)
+		}
+		if (copied >= vso_recv_enough(vs, flags, off, target) || (n && copied >= len) || mark)
 			break;
 		spin_lock_bh(&vs->lock);
 		state = vs->state;

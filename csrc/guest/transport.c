@@ -221,6 +221,7 @@ static void vso_watchdog(struct work_struct *work)
 	}
 	for (i = 0; i < dev->nr_pairs; i++)
 		vso_pair_tick(&dev->pair[i]);
+	vso_windows_tick(dev);
 	schedule_delayed_work(&dev->watchdog, period);
 }
 

@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, poll.c looks at them before it sleeps, pool.c keeps pages to use them again, gather.c makes one message of small writes, proc.c shows
+ * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, poll.c looks at them before it sleeps, pool.c keeps pages to use them again, window.c says how much may wait for a reader, gather.c makes one message of small writes, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -218,6 +218,7 @@ struct vso_dev {
 	unsigned long alive;		/* jiffies of the last word */
 	u32 next_flow;
 	atomic_t nr_flows;
+	atomic_long_t grown;		/* bytes of all windows beyond the parameter: window.c */
 	struct xarray flows;
 	struct xarray accepted;
 	wait_queue_head_t hello_wait;
@@ -407,6 +408,10 @@ struct vso_sock {
 	u32 buf_alloc, fwd_cnt;		/* ours */
 	u32 promised;			/* the largest buf_alloc the device may go by: what it sends before it hears of a smaller one is no fault */
 	u32 fwd_told;			/* the fwd_cnt the device knows */
+	u32 grown;			/* of buf_alloc: window.c, as these three */
+	u32 window_mark;		/* fwd_cnt when a whole window had been read the last time */
+	unsigned long window_since;	/* and that time, jiffies */
+	bool filled;			/* the device has had no room since then */
 	u32 tx_cnt;			/* bytes reserved for sending */
 	u32 peer_alloc, peer_fwd;
 	atomic_t queued;		/* truesize of this flow's messages in pair->txq */
@@ -520,6 +525,12 @@ int vso_accept(struct socket *sock, struct socket *newsock, VSO_ACCEPT_ARGS);
 
 /* stream_recv.c */
 int vso_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t len, int flags);
+
+/* window.c */
+void vso_window_set(struct vso_sock *vs, u32 bytes);
+bool vso_window_filled(const struct vso_sock *vs);
+void vso_window_used(struct vso_sock *vs, const struct sock *sk);
+void vso_windows_tick(struct vso_dev *dev);
 
 /* sock_stream.c */
 int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
@@ -639,6 +650,14 @@ static inline bool vso_opts_tied(const struct sock *sk)
 	return READ_ONCE(sk->sk_bound_dev_if) || READ_ONCE(sk->sk_mark);
 }
 
+/* SO_RCVBUF; negative: the program has chosen it, also where that is what it was */
+static inline int vso_opts_rcvbuf(const struct sock *sk)
+{
+	int rcvbuf = READ_ONCE(sk->sk_rcvbuf);
+
+	return sk->sk_userlocks & SOCK_RCVBUF_LOCK ? -rcvbuf : rcvbuf;
+}
+
 /*
  * Before Linux 6.8 the kernel keeps SOL_SOCKET options from us: streams look, with each call, and datagram sockets with each send, whether one
  * has changed. @may_wait: not in poll
@@ -646,7 +665,7 @@ static inline bool vso_opts_tied(const struct sock *sk)
 static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk, bool may_wait)
 {
 	if (unlikely(vs->told_keepalive != sock_flag(sk, SOCK_KEEPOPEN) || vs->told_sndbuf != READ_ONCE(sk->sk_sndbuf) ||
-		     vs->told_rcvbuf != READ_ONCE(sk->sk_rcvbuf) || vs->told_priority != READ_ONCE(sk->sk_priority) ||
+		     vs->told_rcvbuf != vso_opts_rcvbuf(sk) || vs->told_priority != READ_ONCE(sk->sk_priority) ||
 		     vs->told_pacing != READ_ONCE(sk->sk_max_pacing_rate) || (vso_opts_tied(sk) && !vs->told_tied)))
 		vso_opts_sync_slow(vs, sk, may_wait);
 }

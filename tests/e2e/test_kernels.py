@@ -50,6 +50,10 @@ def test_pages_are_used_again_and_let_go(newer: Site) -> None:
     newer.check("pages_check 10.0.0.5 7000")
 
 
+def test_windows_grow_for_who_needs_them(newer: Site) -> None:
+    newer.check("window_check 10.0.0.5 7000")
+
+
 def test_datagram_claims_hold(newer: Site) -> None:
     newer.check_datagrams()
 
