@@ -4,7 +4,7 @@
  *
  * The carrier checks and stores every option, as natively, and answers getsockopt. Those that shape the host's connection go to the device
  * as well (VSO_OPT_HOST): with CONNECT and BIND what was set before, with SETSOCKOPT what is set later; set while connecting, they
- * are kept and sent when connected. An option that is in no row below would succeed on the carrier and do nothing, so it is
+ * are kept and sent when connected. Those that servers set on each connection (VSO_OPT_HOST_TOLD) are not waited for. An option that is in no row below would succeed on the carrier and do nothing, so it is
  * ENOPROTOOPT. Multicast groups of a published server are asked about (VSO_GROUP). SOL_SOCKET is the carrier's alone before 6.8, where the
  * core does not show it to us (vso_custom_sockopt); what has changed there is seen at a stream's next call, a datagram socket's next send
  * (vso_opts_sync), before anything of that call: nobody who sets and then calls finds a difference. SO_MARK and SO_BINDTODEVICE are then said to
@@ -26,6 +26,7 @@
 enum vso_opt_where {
 	VSO_OPT_CARRIER = 1,	/* about this end only: the carrier stores it, and we or nobody look at it */
 	VSO_OPT_HOST,		/* an integer for the host's socket */
+	VSO_OPT_HOST_TOLD,	/* one that it takes whenever the carrier did: nobody waits for its answer */
 	VSO_OPT_HOST_STR,	/* bytes for the host's socket, of whatever length */
 	VSO_OPT_NOT_HERE,	/* would act on the host's packets, which are the host's to mark: EPERM, as for those who may not */
 };
@@ -34,13 +35,13 @@ static const struct vso_opt {
 	int level, name;
 	enum vso_opt_where where;
 } vso_opts[] = {
-	{ SOL_TCP, TCP_NODELAY,			VSO_OPT_HOST },
+	{ SOL_TCP, TCP_NODELAY,			VSO_OPT_HOST_TOLD },
 	{ SOL_TCP, TCP_CORK,			VSO_OPT_HOST },
 	{ SOL_TCP, TCP_KEEPIDLE,		VSO_OPT_HOST },
 	{ SOL_TCP, TCP_KEEPINTVL,		VSO_OPT_HOST },
 	{ SOL_TCP, TCP_KEEPCNT,			VSO_OPT_HOST },
 	{ SOL_TCP, TCP_USER_TIMEOUT,		VSO_OPT_HOST },
-	{ SOL_TCP, TCP_QUICKACK,		VSO_OPT_HOST },
+	{ SOL_TCP, TCP_QUICKACK,		VSO_OPT_HOST_TOLD },
 	{ SOL_TCP, TCP_MAXSEG,			VSO_OPT_HOST },
 	{ SOL_TCP, TCP_SYNCNT,			VSO_OPT_HOST },
 	{ SOL_TCP, TCP_LINGER2,			VSO_OPT_HOST },
@@ -262,19 +263,19 @@ u32 vso_opts_window(const struct sock *sk)
 }
 
 /* without waiting: the carrier took the option, and nobody waits for what the host says of it */
-static void vso_opt_tell_bytes(struct vso_sock *vs, int name, const void *value, u32 len)
+static int vso_opt_tell_bytes(struct vso_sock *vs, int level, int name, const void *value, u32 len)
 {
 	u8 buf[sizeof(struct vso_sockopt) + sizeof(u64)];
-	struct vso_sockopt o = { .level = cpu_to_le32(SOL_SOCKET), .name = cpu_to_le32(name), .len = cpu_to_le32(len) };
+	struct vso_sockopt o = { .level = cpu_to_le32(level), .name = cpu_to_le32(name), .len = cpu_to_le32(len) };
 
 	memcpy(buf, &o, sizeof(o));
 	memcpy(buf + sizeof(o), value, len);
-	vso_flow_send(vs, VSO_SETSOCKOPT, 0, buf, sizeof(o) + len, GFP_ATOMIC);
+	return vso_flow_send(vs, VSO_SETSOCKOPT, 0, buf, sizeof(o) + len, GFP_ATOMIC);
 }
 
 static void vso_opt_tell(struct vso_sock *vs, int name, int value)
 {
-	vso_opt_tell_bytes(vs, name, &value, sizeof(value));
+	vso_opt_tell_bytes(vs, SOL_SOCKET, name, &value, sizeof(value));
 }
 
 /*
@@ -334,7 +335,7 @@ void vso_opts_sync_slow(struct vso_sock *vs, struct sock *sk, bool may_wait)
 		vso_opt_tell(vs, SO_PRIORITY, priority);
 	vs->told_priority = priority;
 	if (pacing != vs->told_pacing)
-		vso_opt_tell_bytes(vs, SO_MAX_PACING_RATE, &pacing, sizeof(pacing));
+		vso_opt_tell_bytes(vs, SOL_SOCKET, SO_MAX_PACING_RATE, &pacing, sizeof(pacing));
 	vs->told_pacing = pacing;
 	vso_opts_sync_rcvbuf(vs, sk);
 	vso_opts_sync_sndbuf(vs, sk, may_wait);
@@ -373,6 +374,7 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 	const struct vso_opt *opt = vso_opt_find(level, name);
 	struct vso_sock *vs = vso_sock_get(sock);
 	u8 buf[VSO_OPTVAL_MAX] = {};
+	bool integer;
 	u32 n;
 	int err;
 
@@ -395,12 +397,17 @@ int vso_setsockopt(struct socket *sock, int level, int name, sockptr_t val, unsi
 		vso_opts_sync(vs, sock->sk, true);
 	if (err || opt->where == VSO_OPT_CARRIER)
 		goto out;
-	n = min_t(u32, len, opt->where == VSO_OPT_HOST ? sizeof(int) : sizeof(buf));
+	integer = opt->where == VSO_OPT_HOST || opt->where == VSO_OPT_HOST_TOLD;
+	n = min_t(u32, len, integer ? sizeof(int) : sizeof(buf));
 	err = -EFAULT;
 	if (copy_from_sockptr(buf, val, n))
 		goto out;
 	/* IP options take one byte, too: the wire has integers */
-	err = vso_opt_forward(vs, opt, buf, opt->where == VSO_OPT_HOST ? sizeof(int) : n);
+	if (integer)
+		n = sizeof(int);
+	err = 0;
+	if (opt->where != VSO_OPT_HOST_TOLD || READ_ONCE(vs->state) != VSO_ST_CONNECTED || vso_opt_tell_bytes(vs, level, name, buf, n))
+		err = vso_opt_forward(vs, opt, buf, n);
 	if (level == SOL_SOCKET)
 		vso_opts_told_one(vs, sock->sk, name);
 out:
