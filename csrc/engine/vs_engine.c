@@ -100,6 +100,18 @@ void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem)
 		r->mem = vs_mem_get(mem);
 }
 
+void vse_ring_publish(struct vse_engine *e, struct vse_ring *r)
+{
+	int rc = vs_vq_flush(r->vq);
+
+	r->dirty = false;
+	r->late = 0;
+	if (rc < 0)
+		vse_ring_break(e, r, "%s", vs_vq_error(r->vq)->text);
+	else if (!(r->index & 1))
+		vse_poll_called(e, rc);
+}
+
 static void ring_flush(struct vse_engine *e, struct vse_ring *r)
 {
 	bool poisoned = r->mem && vs_mem_poisoned(r->mem);
@@ -114,12 +126,8 @@ static void ring_flush(struct vse_engine *e, struct vse_ring *r)
 		/* bytes were read as zeros that the guest never wrote: no stream that touched them may end cleanly */
 		vse_flows_forget(e, true);
 	}
-	if (r->dirty && r->vq) {
-		r->dirty = false;
-		r->late = 0;
-		if (vs_vq_flush(r->vq) < 0)
-			vse_ring_break(e, r, "%s", vs_vq_error(r->vq)->text);
-	}
+	if (r->dirty && r->vq)
+		vse_ring_publish(e, r);
 }
 
 static void flush_all(struct vse_engine *e)

@@ -99,8 +99,7 @@ static int complete(struct vse_pair *p, int n, int *end)
 		e->hdrs[left++] = e->hdrs[i];
 	}
 	e->served = 0;
-	if (vs_vq_flush(p->tx.vq) < 0)
-		vse_ring_break(e, &p->tx, "%s", vs_vq_error(p->tx.vq)->text);
+	vse_ring_publish(e, &p->tx);
 	return left;
 }
 
@@ -119,13 +118,16 @@ static bool small_behind(const struct vse_engine *e, int end)
 	return false;
 }
 
-/* the ring is empty, after so many */
+/* the ring is empty, after so many, which the batch is */
 static void ask_for_kicks(struct vse_pair *p, int popped)
 {
 	struct vse_ring *r = &p->tx;
+	uint64_t bytes = 0;
 
+	for (int i = 0; i < popped; i++)
+		bytes += p->e->batch[i]->out_len;
 	r->stream = r->stream && popped;
-	if (r->stream || vse_poll_next(p->e)) {
+	if (r->stream || vse_poll_next(p->e, bytes)) {
 		r->ready = false;
 		r->look = true;
 	} else {
@@ -154,7 +156,7 @@ void vse_tx_batch(struct vse_pair *p)
 				end++;
 		}
 		if (!rc && !asked) {
-			ask_for_kicks(p, total);
+			ask_for_kicks(p, n);
 			asked = true;
 		}
 		if (small_behind(e, end))

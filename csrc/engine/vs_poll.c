@@ -16,10 +16,13 @@
  * fast as answers come, so the rate tells whether it is served sooner. Messages that come at their own pace come at the same rate either way:
  * awake must be faster by a quarter, so nothing is burnt for them. The rates are averages over the tries, a new one counts a half.
  *
+ * A driver that wants no calls waits awake itself. Then this thread sleeps, whatever the tries say: of two cores one must be left to whoever is asked.
+ * Each would have the other find that it does not pay.
+ *
  * What counts are waits within a conversation: behind a turn that moved little (bulk needs no help: its turns find work), and no longer than
  * VSE_POLL_PAUSE times that, a pause otherwise, behind which one waits asleep. So an idle engine costs nothing. A stream of small messages has its own way of saving kicks (vs_look.c).
  *
- * The thread's alone, but for has_chains(), which holds the lock: rings come and go.
+ * All of it is under the lock, but for the wait itself; has_chains() takes it, rings come and go.
  */
 #include <sys/epoll.h>
 
@@ -29,6 +32,7 @@ enum {
 	VSE_POLL_WAITS = 64,		/* a few milliseconds */
 	VSE_POLL_KEEP = 14,		/* so the slower way has one wait in sixteen at first */
 	VSE_POLL_KEEP_MAX = 112,	/* and one in some hundred, if it is that for long; a fraction of a second */
+	VSE_POLL_UNCALLED = 4,		/* so often a driver wanted no call, and is awake itself */
 	VSE_POLL_PAUSE = 20,		/* times poll_ns; a longer wait is between conversations */
 };
 
@@ -58,6 +62,11 @@ static uint64_t bytes_of(const struct vse_engine *e)
 	return e->stats.to_host + e->stats.to_guest;
 }
 
+void vse_poll_called(struct vse_engine *e, bool called)
+{
+	e->poll.uncalled = called ? 0 : e->poll.uncalled + (e->poll.uncalled < VSE_POLL_UNCALLED);
+}
+
 void vse_poll_end(struct vse_engine *e)
 {
 	uint64_t now, msgs = e->stats.msgs_in + e->stats.msgs_out;
@@ -80,16 +89,16 @@ void vse_poll_end(struct vse_engine *e)
 
 /* ---------------------------------------------------------------------------------------------------------------- a wait */
 
-bool vse_poll_next(const struct vse_engine *e)
+bool vse_poll_next(const struct vse_engine *e, uint64_t more)
 {
 	const struct vse_poll *p = &e->poll;
 
-	return p->near && p->awake && !p->in_vain && bytes_of(e) - p->seen_bytes <= VSE_LIGHT_BYTES;
+	return p->near && p->awake && !p->in_vain && p->uncalled < VSE_POLL_UNCALLED && bytes_of(e) + more - p->seen_bytes <= VSE_LIGHT_BYTES;
 }
 
 bool vse_poll_begin(struct vse_engine *e)
 {
-	bool awake = vse_poll_next(e);
+	bool awake = vse_poll_next(e, 0);
 
 	e->poll.in_vain = false;
 	for (uint32_t i = 0; i < e->config.pairs && awake; i++)

@@ -52,13 +52,11 @@ static struct vse_flow *whose_turn(struct vse_pair *p)
 	return heavy;
 }
 
-/* the driver may work on what it has; the call is its EVENT_IDX's decision */
+/* the driver may work on what it has */
 static void tell(struct vse_pair *p)
 {
-	if (p->rx.dirty && vs_vq_flush(p->rx.vq) < 0)
-		vse_ring_break(p->e, &p->rx, "%s", vs_vq_error(p->rx.vq)->text);
-	p->rx.dirty = false;
-	p->rx.late = 0;
+	if (p->rx.dirty)
+		vse_ring_publish(p->e, &p->rx);
 }
 
 void vse_rx_pump(struct vse_pair *p)

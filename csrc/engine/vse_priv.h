@@ -254,9 +254,10 @@ struct vse_dialect {
 
 extern const struct vse_dialect vse_vso, vse_vsock;
 
-/* see vs_poll.c; the thread's alone */
+/* see vs_poll.c */
 struct vse_poll {
 	uint64_t seen_ns, seen_msgs, seen_bytes;	/* at the end of the last wait: when, and what had been moved */
+	uint32_t uncalled;	/* so often the driver wanted no call, one after the other */
 	bool near;		/* that one was within a conversation */
 	bool in_vain;		/* nothing came while it was awake */
 	bool awake;		/* how this epoch waits */
@@ -332,6 +333,7 @@ static inline bool vse_paused(const struct vse_engine *e) { return e->nevents >=
 uint64_t vse_now_ns(void);
 uint64_t vse_now_ms(void);
 void vse_ring_break(struct vse_engine *e, struct vse_ring *r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void vse_ring_publish(struct vse_engine *e, struct vse_ring *r);	/* what was pushed; the call is the decision of the driver's EVENT_IDX */
 void vse_ring_poll_mem(struct vse_ring *r, struct vs_mem *mem);
 void vse_turn_now(struct vse_engine *e);	/* serve what host sockets have, in the caller's thread */
 static inline bool vse_usable(const struct vse_ring *r) { return r->vq && !r->broken; }
@@ -345,7 +347,8 @@ int vse_look_wait(const struct vse_engine *e, struct epoll_event *evs, int max);
 void vse_look_turn(struct vse_engine *e, const struct epoll_event *evs, int n);	/* behind it */
 
 /* vs_poll.c, around each wait of the thread */
-bool vse_poll_next(const struct vse_engine *e);	/* will it wait awake, as it looks now? Then kicks need not be enabled */
+bool vse_poll_next(const struct vse_engine *e, uint64_t more);	/* will it wait awake, if so many bytes more move before? Then kicks need not be enabled */
+void vse_poll_called(struct vse_engine *e, bool called);	/* the driver was told something, and wanted a call, or not */
 bool vse_poll_begin(struct vse_engine *e);	/* may it wait with vse_poll_wait()? */
 int vse_poll_wait(struct vse_engine *e, struct epoll_event *evs, int max);	/* epoll_wait; called without the lock */
 void vse_poll_end(struct vse_engine *e);

@@ -85,6 +85,16 @@ def test_an_engine_that_may_not_poll_is_kicked_for_each_question(talk: Callable[
     assert it.kicks.decided == [True] * EPOCHS
 
 
+def test_a_driver_that_wants_no_calls_is_awake_itself_and_the_thread_sleeps(
+    talk: Callable[[int], Talk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = talk(AWAKE)
+    monkeypatch.setattr(it.engine.driver.queues[0], "enable_calls", lambda: True)  # there may be more: look again
+    it.kicks.decided.clear()
+    it.converse(EPOCHS)
+    assert it.kicks.decided == [True] * EPOCHS
+
+
 def test_bulk_is_not_waited_for_awake(talk: Callable[[int], Talk]) -> None:
     it = talk(AWAKE)
     it.kicks.decided.clear()
