@@ -118,16 +118,22 @@ static bool small_behind(const struct vse_engine *e, int end)
 	return false;
 }
 
+static uint64_t bytes_of_batch(const struct vse_engine *e, int n)
+{
+	uint64_t bytes = 0;
+
+	for (int i = 0; i < n; i++)
+		bytes += e->batch[i]->out_len;
+	return bytes;
+}
+
 /* the ring is empty, after so many, which the batch is */
 static void ask_for_kicks(struct vse_pair *p, int popped)
 {
 	struct vse_ring *r = &p->tx;
-	uint64_t bytes = 0;
 
-	for (int i = 0; i < popped; i++)
-		bytes += p->e->batch[i]->out_len;
 	r->stream = r->stream && popped;
-	if (r->stream || vse_poll_next(p->e, bytes)) {
+	if (r->stream || (vse_poll_next(p->e, 0) && vse_poll_next(p->e, bytes_of_batch(p->e, popped)))) {
 		r->ready = false;
 		r->look = true;
 	} else {
