@@ -170,7 +170,7 @@ static long sent_by(const char *group)
 /* a page stays charged to the cgroup that it was sent by */
 static void a_page_is_used_again_by_its_cgroup_alone(void)
 {
-	char group[16];
+	char group[24];
 	long again;
 	int others = 0;
 
@@ -245,7 +245,7 @@ static void what_programs_say_at_once_is_not_mixed(void)
 
 static void what_a_cgroup_was_charged_comes_back(void)
 {
-	long before, after = 0;
+	long before = 0, after = 0;
 
 	with_cgroups();
 	make_group("own");
