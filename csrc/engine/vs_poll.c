@@ -14,7 +14,8 @@
  *
  * An epoch is VSE_POLL_WAITS waits, and its rate the messages on the rings for the time that they took. Who asks and waits for the answer goes as
  * fast as answers come, so the rate tells whether it is served sooner. Messages that come at their own pace come at the same rate either way:
- * awake must be faster by a quarter, so nothing is burnt for them. The rates are averages over the tries, a new one counts a half.
+ * awake must be faster by a quarter, so nothing is burnt for them. Nor may it move fewer bytes: who looks too often finds them in smaller
+ * pieces, which are more messages and no gain. The rates are averages over the tries, a new one counts a half.
  *
  * A driver that wants no calls waits awake itself. Then this thread sleeps, whatever the tries say: of two cores one must be left to whoever is asked.
  * Each would have the other find that it does not pay.
@@ -41,12 +42,14 @@ enum {
 /* an epoch is over */
 static void learn(struct vse_poll *p)
 {
-	double rate = (double)p->msgs / (double)p->ns;
+	struct vse_rate *r = &p->rate[p->awake];
+	double old = r->msgs > 0 ? 0.5 : 0;
 	bool better;
 
-	p->rate[p->awake] = p->rate[p->awake] > 0 ? (p->rate[p->awake] + rate) / 2 : rate;
+	r->msgs = r->msgs * old + (double)p->msgs / (double)p->ns * (1 - old);
+	r->bytes = r->bytes * old + (double)p->bytes / (double)p->ns * (1 - old);
 	if (++p->epoch == 2) {
-		better = p->rate[1] > p->rate[0] * 1.25;
+		better = p->rate[1].msgs > p->rate[0].msgs * 1.25 && p->rate[1].bytes >= p->rate[0].bytes;
 		p->keep = better != p->better || !p->keep ? VSE_POLL_KEEP : p->keep < VSE_POLL_KEEP_MAX ? p->keep * 2 : VSE_POLL_KEEP_MAX;
 		p->awake = p->better = better;
 	} else if (p->epoch == 1 || p->epoch == 2 + p->keep) {
@@ -54,7 +57,7 @@ static void learn(struct vse_poll *p)
 		p->awake = p->epoch == 1;
 	}
 	p->waits = 0;
-	p->msgs = p->ns = 0;
+	p->msgs = p->bytes = p->ns = 0;
 }
 
 static uint64_t bytes_of(const struct vse_engine *e)
@@ -79,6 +82,7 @@ void vse_poll_end(struct vse_engine *e)
 	if (p->near) {
 		p->ns += now - p->seen_ns;
 		p->msgs += msgs - p->seen_msgs;
+		p->bytes += bytes_of(e) - p->seen_bytes;
 		if (++p->waits == VSE_POLL_WAITS)
 			learn(p);
 	}

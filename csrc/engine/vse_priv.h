@@ -263,8 +263,10 @@ struct vse_poll {
 	bool awake;		/* how this epoch waits */
 	bool better;		/* was awake the faster way, when last tried? */
 	uint32_t epoch, keep, waits;	/* in the cycle of tries; epochs of what was faster; in this epoch */
-	uint64_t ns, msgs;	/* and what they came to */
-	double rate[2];		/* messages a ns asleep, and awake */
+	uint64_t ns, msgs, bytes;	/* and what they came to */
+	struct vse_rate {
+		double msgs, bytes;	/* a ns */
+	} rate[2];			/* asleep, and awake */
 };
 
 struct vse_evnode;
