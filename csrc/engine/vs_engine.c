@@ -433,8 +433,11 @@ int vse_start(struct vse_engine *e, struct vs_err *err)
 	e->started = true;	/* before there is a thread that reads it */
 	rc = pthread_create(&e->thread, NULL, thread_main, e);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	e->started = !rc;
-	return rc ? fail(err, rc, "start the engine's thread") : 0;
+	if (rc) {
+		e->started = false;
+		return fail(err, rc, "start the engine's thread");
+	}
+	return 0;
 }
 
 void vse_stop(struct vse_engine *e)
