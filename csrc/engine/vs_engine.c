@@ -272,20 +272,21 @@ void vse_turn_now(struct vse_engine *e)
 		turn(e, evs, n);
 }
 
+/* the earlier of two deadlines; 0 is none */
+static uint64_t sooner(uint64_t one, uint64_t other)
+{
+	return !one || (other && other < one) ? other : one;
+}
+
 /* how long epoll_wait may sleep: not at all with work left, else until the next deadline */
 static int sleep_ms(struct vse_engine *e)
 {
 	struct vse_flow *f = TAILQ_FIRST(&e->linger);
-	uint64_t until = e->retry_at, now;
+	uint64_t until, now;
 
 	if (has_work(e))
 		return 0;
-	if (f && (!until || f->linger_until < until))
-		until = f->linger_until;
-	if (e->tell_at && (!until || e->tell_at < until))
-		until = e->tell_at;
-	if (e->late_at && (!until || e->late_at < until))
-		until = e->late_at;
+	until = sooner(sooner(e->retry_at, f ? f->linger_until : 0), sooner(e->tell_at, e->late_at));
 	if (!until)
 		return -1;
 	now = vse_now_ms();
