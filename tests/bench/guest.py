@@ -32,7 +32,7 @@ from tests.bench.ring import spread
 from tests.e2e.vm import Program
 from tests.netns import may_make_namespaces
 
-__all__ = ["INSIDE", "MEASURES", "Found", "Measure", "cpu", "main", "measured", "tables"]
+__all__ = ["INSIDE", "MEASURES", "Found", "Measure", "cpu", "main", "measured", "rate", "tables"]
 
 INSIDE = "inside"
 INSIDE_TITLE = "in the guest, AF_UNIX"
@@ -65,7 +65,8 @@ class Row(NamedTuple):
     less: bool = False
 
 
-def _rate(numbers: Numbers) -> float:
+def rate(numbers: Sequence[int]) -> float:
+    """Mbit/s, of bytes and nanoseconds."""
     return numbers[0] * 8 / numbers[1] * GIGA / MEGABIT
 
 
@@ -77,18 +78,18 @@ def _datagrams(way: str, size: int) -> Measure:
 
 
 MEASURES = {
-    "out64": Measure("out 65536 {ms}", {"out64": _rate}, moves=True),
-    "in64": Measure("in 65536 {ms}", {"in64": _rate}, moves=True),
-    "out1": Measure("out 1024 {ms}", {"out1": _rate}, moves=True),
-    "in1": Measure("in 1024 {ms}", {"in1": _rate}, moves=True),
+    "out64": Measure("out 65536 {ms}", {"out64": rate}, moves=True),
+    "in64": Measure("in 65536 {ms}", {"in64": rate}, moves=True),
+    "out1": Measure("out 1024 {ms}", {"out1": rate}, moves=True),
+    "in1": Measure("in 1024 {ms}", {"in1": rate}, moves=True),
     "ask": Measure("ask {ms}", {"p50": lambda n: n[0] / 1000, "p99": lambda n: n[1] / 1000}),
     "cycle": Measure("cycle {ms}", {"cycle": lambda n: n[0] / n[1] * GIGA}),
     "many": Measure(f"many {MANY}", {"many": lambda n: n[1] / GIGA}),
     "into-ask": Measure("ask {ms}", {"into-p50": lambda n: n[0] / 1000, "into-p99": lambda n: n[1] / 1000}, by=INTO),
     "into-cycle": Measure("cycle {ms}", {"into-cycle": lambda n: n[0] / n[1] * GIGA}, by=INTO),
-    "iperf-out": Measure("", {"iperf-out": _rate}, moves=True, by=IPERF),
-    "iperf-in": Measure("--reverse", {"iperf-in": _rate}, moves=True, by=IPERF),
-    "iperf-8": Measure("--parallel 8", {"iperf-8": _rate}, moves=True, by=IPERF),
+    "iperf-out": Measure("", {"iperf-out": rate}, moves=True, by=IPERF),
+    "iperf-in": Measure("--reverse", {"iperf-in": rate}, moves=True, by=IPERF),
+    "iperf-8": Measure("--parallel 8", {"iperf-8": rate}, moves=True, by=IPERF),
     "out-64": _datagrams("out", 64),
     "out-1400": _datagrams("out", 1400),
     "in-64": _datagrams("in", 64),
@@ -195,7 +196,7 @@ def _run(opened: Open, measure: Measure, near: Path, milliseconds: int) -> dict[
 
 def _copies(opened: Open, milliseconds: int) -> dict[str, float]:
     from_bytes, from_time, to_bytes, to_time = map(int, opened.vm.run(f"near - copy {milliseconds}").text.split())
-    return {COPY_FROM: _rate([from_bytes, from_time]), COPY_TO: _rate([to_bytes, to_time])}
+    return {COPY_FROM: rate([from_bytes, from_time]), COPY_TO: rate([to_bytes, to_time])}
 
 
 def measured(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.fair import Found, evenness, middle
-from tests.bench.guest import cpu
+from tests.bench.guest import cpu, rate
 from tests.bench.machine import described
 from tests.bench.paths import PATHS, Open, Shop
 from tests.bench.ring import spread
@@ -46,11 +46,6 @@ def _spans(paths: Sequence[Open], way: str, milliseconds: int) -> list[tuple[int
     """Bytes and nanoseconds of each of them, all at once."""
     running = [each.vm.start(f"near {each.where} span-{way} {PIECE} {milliseconds}", timeout=300) for each in paths]
     return [(int(moved), int(took)) for moved, took in (each.wait().text.split() for each in running)]
-
-
-def _rates(paths: Sequence[Open], way: str, milliseconds: int) -> list[float]:
-    """Mbit/s."""
-    return [moved * 8 / took * GIGA / MEGABIT for moved, took in _spans(paths, way, milliseconds)]
 
 
 def _used(paths: Sequence[Open]) -> float:
@@ -84,13 +79,13 @@ def side_by_side(folder: Path, names: Sequence[str], count: int, rounds: int, mi
         for number in range(-1, rounds):  # the first one finds windows closed and code that is not translated
             for way in WAYS:
                 for name, paths in opened.items():
-                    [one] = _rates(paths[:1], way, milliseconds)
+                    [one] = map(rate, _spans(paths[:1], way, milliseconds))
                     before = _used(paths)
                     spans = _spans(paths, way, milliseconds)
                     used = _used(paths) - before
                     if number < 0:
                         continue
-                    each = [moved * 8 / took * GIGA / MEGABIT for moved, took in spans]
+                    each = [rate(span) for span in spans]
                     _note(found, f"{way}-one", name, one)
                     _note(found, f"{way}-all", name, sum(each))
                     _note(found, f"{way}-all-by-one", name, sum(each) / one)
