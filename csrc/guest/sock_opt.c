@@ -4,8 +4,8 @@
  *
  * The carrier checks and stores every option, as natively, and answers getsockopt. Those that shape the host's connection go to the device
  * as well (VSO_OPT_HOST): with CONNECT and BIND what was set before, with SETSOCKOPT what is set later; set while connecting, they
- * are kept and sent when connected. Those that servers set on each connection (VSO_OPT_HOST_TOLD) are not waited for. An option that is in no row below would succeed on the carrier and do nothing, so it is
- * ENOPROTOOPT. Multicast groups of a published server are asked about (VSO_GROUP). SOL_SOCKET is the carrier's alone before 6.8, where the
+ * are kept and sent when connected. Those that servers set on each connection (VSO_OPT_HOST_TOLD) are not waited for. An option that is in
+ * no row below would succeed on the carrier and do nothing, so it is ENOPROTOOPT. Multicast groups of a published server are asked about (VSO_GROUP). SOL_SOCKET is the carrier's alone before 6.8, where the
  * core does not show it to us (vso_custom_sockopt); what has changed there is seen at a stream's next call, a datagram socket's next send
  * (vso_opts_sync), before anything of that call: nobody who sets and then calls finds a difference. SO_MARK and SO_BINDTODEVICE are then said to
  * do nothing, in the log and in fdinfo.
