@@ -228,13 +228,6 @@ void vse_ring_detach(struct vse_engine *e, uint32_t ring)
 
 /* ---------------------------------------------------------------------------------------------------------- the thread */
 
-static void late_is_over(struct vse_engine *e)
-{
-	e->late_at = 0;
-	for (uint32_t i = 0; i < e->config.pairs; i++)
-		e->pairs[i].rx.dirty = e->pairs[i].rx.dirty || e->pairs[i].rx.late;
-}
-
 static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 {
 	uint64_t now;
@@ -252,8 +245,7 @@ static void turn(struct vse_engine *e, const struct epoll_event *evs, int n)
 	}
 	if (e->retry_at || e->tell_at || e->late_at || !TAILQ_EMPTY(&e->linger)) {
 		now = vse_now_ms();
-		if (e->late_at && e->late_at <= now)
-			late_is_over(e);
+		vse_late_expire(e, now);
 		if (e->tell_at && e->tell_at <= now)
 			vse_tell(e);
 		vse_listen_retry(e, now);

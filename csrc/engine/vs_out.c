@@ -216,6 +216,15 @@ void vse_send_late(struct vse_pair *p, const void *hdr)
 		p->e->late_at = vse_now_ms() + VSE_LATE_MS;
 }
 
+void vse_late_expire(struct vse_engine *e, uint64_t now)
+{
+	if (!e->late_at || e->late_at > now)
+		return;
+	e->late_at = 0;
+	for (uint32_t i = 0; i < e->config.pairs; i++)
+		e->pairs[i].rx.dirty = e->pairs[i].rx.dirty || e->pairs[i].rx.late;
+}
+
 void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len)
 {
 	struct vs_chain *c = vse_ctl_empty(p) ? vse_rx_get(p) : NULL;

@@ -374,6 +374,7 @@ bool vse_ctl_drain(struct vse_pair *p);		/* queued control messages; false: some
 static inline bool vse_ctl_empty(const struct vse_pair *p) { return p->ctl_head == p->ctl_tail; }
 void vse_send(struct vse_pair *p, const void *hdr, const void *payload, uint32_t len);	/* now, or queued */
 void vse_send_late(struct vse_pair *p, const void *hdr);	/* without payload; the driver may hear of it VSE_LATE_MS later, or with the next message */
+void vse_late_expire(struct vse_engine *e, uint64_t now);	/* at the end of the turn it does, when VSE_LATE_MS are over */
 size_t vse_payload_iov(const struct vs_chain *c, bool writable, size_t skip, size_t limit, struct iovec *iov, int *cnt);
 
 /* vs_turn.c */
