@@ -15,7 +15,8 @@
  * An epoch is VSE_POLL_WAITS waits, and its rate the messages on the rings for the time that they took. Who asks and waits for the answer goes as
  * fast as answers come, so the rate tells whether it is served sooner. Messages that come at their own pace come at the same rate either way:
  * awake must be faster by a quarter, so nothing is burnt for them. Nor may it move fewer bytes: who looks too often finds them in smaller
- * pieces, which are more messages and no gain. The rates are averages over the tries, a new one counts a half.
+ * pieces, which are more messages and no gain. The rates are averages over the tries, a new one counts a half. They say nothing of other traffic: where
+ * messages become four times as long or as short as they were on average, waiting the same way, all is forgotten and tried anew.
  *
  * A driver that wants no calls waits awake itself. Then this thread sleeps, whatever the tries say: of two cores one must be left to whoever is asked.
  * Each would have the other find that it does not pay.
@@ -34,28 +35,60 @@ enum {
 	VSE_POLL_KEEP = 14,		/* so the slower way has one wait in sixteen at first */
 	VSE_POLL_KEEP_MAX = 112,	/* and one in some hundred, if it is that for long; a fraction of a second */
 	VSE_POLL_UNCALLED = 4,		/* so often a driver wanted no call, and is awake itself */
+	VSE_POLL_HEADER = 64,		/* of a message, bytes, about */
 	VSE_POLL_PAUSE = 20,		/* times poll_ns; a longer wait is between conversations */
 };
 
 /* ------------------------------------------------------------------------------------------------- which way is faster */
 
-/* an epoch is over */
-static void learn(struct vse_poll *p)
+/* bytes a ns: headers too, for messages that have nothing else */
+static double moved(const struct vse_rate *r)
+{
+	return r->bytes + r->msgs * VSE_POLL_HEADER;
+}
+
+static bool other_traffic(const struct vse_rate *was, const struct vse_rate *is)
+{
+	double before = moved(was) * is->msgs, after = moved(is) * was->msgs;	/* of a message, times both rates */
+
+	return after > 4 * before || before > 4 * after;
+}
+
+/* asleep is tried next, then awake, as at the very beginning */
+static void forget(struct vse_poll *p)
+{
+	p->rate[0] = p->rate[1] = (struct vse_rate){ 0 };
+	p->epoch = p->keep = 0;
+	p->awake = p->better = false;
+}
+
+static void weigh(struct vse_poll *p, const struct vse_rate *now)
 {
 	struct vse_rate *r = &p->rate[p->awake];
 	double old = r->msgs > 0 ? 0.5 : 0;
 	bool better;
 
-	r->msgs = r->msgs * old + (double)p->msgs / (double)p->ns * (1 - old);
-	r->bytes = r->bytes * old + (double)p->bytes / (double)p->ns * (1 - old);
+	r->msgs = r->msgs * old + now->msgs * (1 - old);
+	r->bytes = r->bytes * old + now->bytes * (1 - old);
 	if (++p->epoch == 2) {
-		better = p->rate[1].msgs > p->rate[0].msgs * 1.25 && p->rate[1].bytes >= p->rate[0].bytes;
+		better = p->rate[1].msgs > p->rate[0].msgs * 1.25 && moved(&p->rate[1]) >= moved(&p->rate[0]);
 		p->keep = better != p->better || !p->keep ? VSE_POLL_KEEP : p->keep < VSE_POLL_KEEP_MAX ? p->keep * 2 : VSE_POLL_KEEP_MAX;
 		p->awake = p->better = better;
 	} else if (p->epoch == 1 || p->epoch == 2 + p->keep) {
 		p->epoch %= 2 + p->keep;
 		p->awake = p->epoch == 1;
 	}
+}
+
+/* an epoch is over */
+static void learn(struct vse_poll *p)
+{
+	struct vse_rate now = { (double)p->msgs / (double)p->ns, (double)p->bytes / (double)p->ns };
+
+	if (other_traffic(&p->rate[p->awake], &now))
+		forget(p);
+	else
+		weigh(p, &now);
 	p->waits = 0;
 	p->msgs = p->bytes = p->ns = 0;
 }

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +20,8 @@ from vhostsock.testing.flow import Flow
 from .engine import EngineUnderTest, connection
 from .test_look import Kicks
 
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
 AWAKE = 2 * 10**8  # ns: each answer of a test comes within it, and the next question within 20 times that
 EPOCHS = 5 * 64  # waits: more than one round of asleep, awake and what is kept, of which most is one of both
 
@@ -53,6 +58,17 @@ def talk(make_engine: Callable[..., EngineUnderTest], monkeypatch: pytest.Monkey
             return Talk(engine, kicks, *stack.enter_context(connection(engine)))
 
         yield begin
+
+
+def test_what_is_faster_is_found_and_other_traffic_does_not_stand_in_its_way(tmp_path: Path) -> None:
+    engine, core = CSRC / "engine", CSRC / "core"
+    sources = [HERE / "poll_learn.c", *sorted(core.glob("*.c")), *sorted(set(engine.glob("*.c")) - {engine / "vs_poll.c"})]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter", "-pthread"]
+    flags += [f"-I{folder}" for folder in (engine, core, CSRC / "include")]
+    program = tmp_path / "poll_learn"
+    subprocess.run([os.environ.get("CC", "cc"), *flags, *map(str, sources), "-o", str(program)], check=True, timeout=100)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "ok\n", done.stderr
 
 
 def enabled(queue: DriverQueue) -> bool:
