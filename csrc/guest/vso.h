@@ -50,6 +50,7 @@
 #include <net/protocol.h>
 #include <net/sock.h>
 
+#include "addr.h"
 #include "compat.h"
 #include "../include/vso_abi.h"
 
@@ -64,26 +65,6 @@
 #define VSO_POOL_ORDER		3	/* pages of 32 KiB: the largest order that the per-CPU page lists cache, and what a task's fragment has */
 #define VSO_POOL_MAX		64	/* of them kept for each direction of a pair: 2 MiB, as many as are posted to the driver's ring */
 #define VSO_TXQ_LIMIT		(128 * 1024)	/* memory of a flow's messages that wait for ring space before writers wait too */
-
-/* struct sockaddr_ipx: the kernels that have no IPX have no header for it either */
-struct vso_sockaddr_ipx {
-	sa_family_t sipx_family;
-	__be16 sipx_port;
-	__be32 sipx_network;
-	u8 sipx_node[6];
-	u8 sipx_type;
-	u8 sipx_zero;
-};
-
-static_assert(sizeof(struct vso_sockaddr_ipx) == 16);
-
-/* an address as the socket calls know it */
-union vso_addr {
-	struct sockaddr sa;
-	struct vso_sockaddr_ipx ipx;
-	struct sockaddr_in v4;
-	struct sockaddr_in6 v6;
-};
 
 /* ------------------------------------------------------------------------------------------------------------- hook.c */
 
@@ -602,27 +583,7 @@ int vso_netns_name(struct net *net, char *name);
 bool vso_netns_offered(struct net *net);
 bool vso_netns_hairpin(struct net *net);
 
-/* -------------------------------------------------------------------------------------------------------- uri.c, proc.c */
-
-enum vso_scope {
-	VSO_SCOPE_LOCAL,	/* loopback, or an address of this guest; with hairpin there are none of its own */
-	VSO_SCOPE_ANY,		/* 0.0.0.0 or :: */
-	VSO_SCOPE_GROUP,	/* multicast or broadcast */
-	VSO_SCOPE_REMOTE,
-};
-
-/* sockets of ICMP echo: datagrams without ports */
-static inline bool vso_is_ping(int protocol)
-{
-	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
-}
-
-int vso_uri_format(char *buf, size_t size, const union vso_addr *addr, int protocol);
-int vso_uri_parse(const char *uri, size_t len, int family, union vso_addr *addr);
-int vso_addr_copy(union vso_addr *to, const struct sockaddr *from, int len, int family);
-int vso_addr_len(const union vso_addr *addr);
-__be16 vso_addr_port(const union vso_addr *addr);
-enum vso_scope vso_addr_scope(struct net *net, const union vso_addr *addr);
+/* --------------------------------------------------------------------------------------------------------------- proc.c */
 
 int vso_proc_init(void);
 void vso_proc_exit(void);
