@@ -26,9 +26,12 @@ static int __init vso_init(void)
 	err = vso_flow_init();
 	if (err)
 		return err;
-	err = vso_netns_init();
+	err = vso_idle_init();
 	if (err)
 		goto flow;
+	err = vso_netns_init();
+	if (err)
+		goto idle;
 	err = vso_proc_init();
 	if (err)
 		goto netns;
@@ -47,6 +50,8 @@ proc:
 	vso_proc_exit();
 netns:
 	vso_netns_exit();
+idle:
+	vso_idle_exit();
 flow:
 	vso_flow_exit();
 	return err;

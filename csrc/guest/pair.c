@@ -289,6 +289,7 @@ static void vso_pair_serve(struct tasklet_struct *tasklet)
 		while (budget && (buf = virtqueue_get_buf(pair->rx, &used))) {
 			budget--;
 			pair->rx_posted--;
+			WRITE_ONCE(pair->came, pair->came + 1);
 			vso_rx(pair, buf, used);
 			kick |= vso_rx_post(pair, buf);
 		}

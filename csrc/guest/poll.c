@@ -20,6 +20,8 @@
  * The ring still has one reader: the tasklet, which a looker runs by scheduling it where softirqs are off and enabling them. While there are
  * lookers it leaves the device's calls off, and the last one that leaves runs it once more, which enables them with a last look. A looker
  * cannot be preempted, so that calls are not off while nobody looks; it gives way as soon as the scheduler wants it to.
+ *
+ * Who waits elsewhere, as in epoll_wait(), cannot look; for those idle.c does.
  */
 #include <linux/moduleparam.h>
 #include <linux/poll.h>
@@ -32,12 +34,12 @@
 
 #define VSO_POLL_MISSED_MAX	8
 
-static unsigned int vso_poll_us = 100;
+unsigned int vso_poll_us = 100;
 module_param_named(poll_us, vso_poll_us, uint, 0644);
 MODULE_PARM_DESC(poll_us, "microseconds for which who has asked something looks for the answer before sleeping, where that has paid (0: never)");
 
-/* one look at the ring; nothing, once the pair is closed */
-static void vso_poll_look(struct vso_pair *pair)
+/** vso_poll_look() - one look at the ring; nothing, once the pair is closed */
+void vso_poll_look(struct vso_pair *pair)
 {
 	spin_lock_bh(&pair->tx_lock);
 	if (pair->run)
@@ -68,8 +70,8 @@ static bool vso_poll_for(struct vso_sock *vs, unsigned int us, bool lone, bool (
 	return found;
 }
 
-/* does it pay to look this time? */
-static bool vso_poll_pays(struct vso_poll *poll)
+/** vso_poll_pays() - does it pay to look this time? */
+bool vso_poll_pays(struct vso_poll *poll)
 {
 	u8 pass = READ_ONCE(poll->pass);
 
@@ -78,7 +80,8 @@ static bool vso_poll_pays(struct vso_poll *poll)
 	return !pass;
 }
 
-static void vso_poll_learn(struct vso_poll *poll, bool found)
+/** vso_poll_learn() - a look has ended */
+void vso_poll_learn(struct vso_poll *poll, bool found)
 {
 	u8 missed = found ? 0 : min(READ_ONCE(poll->missed) + 1, VSO_POLL_MISSED_MAX);
 
@@ -113,12 +116,16 @@ bool vso_poll_receive(struct vso_sock *vs, const struct sock *sk, bool wait, boo
 	if (us && !IS_ENABLED(CONFIG_PREEMPT_RT))
 		return vso_poll_for(vs, wait ? us : 0, false, ready, arg);
 #endif
+	if (READ_ONCE(vs->watched) == wait)
+		WRITE_ONCE(vs->watched, !wait);
 	return wait && READ_ONCE(vs->asked) && vso_poll_try(vs, READ_ONCE(vs->answered_once) ? &vs->poll : &vs->pair->firsts, ready, arg);
 }
 
-/** vso_poll_busy() - poll() or select() look for net.core.busy_poll: it is this socket's turn */
+/** vso_poll_busy() - in a socket's poll operation: it may be its turn to look for net.core.busy_poll */
 void vso_poll_busy(struct vso_sock *vs, const struct poll_table_struct *wait)
 {
+	if (!READ_ONCE(vs->watched))
+		WRITE_ONCE(vs->watched, true);
 	if (wait && wait->_key & POLL_BUSY_LOOP)
 		vso_poll_look(vs->pair);
 }

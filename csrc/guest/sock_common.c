@@ -166,6 +166,7 @@ static int vso_release(struct socket *sock)
 	vso_race();
 	abort = READ_ONCE(vs->rx_bytes) || (sock_flag(sk, SOCK_LINGER) && !sk->sk_lingertime);
 	vso_flow_close(vs, abort ? VSO_CLOSE_ABORT : 0);
+	vso_idle_asked(vs);
 	vso_acceptq_flush(vs);
 	vso_carrier_unlisten(vs, sk);
 	vso_detach_sync(vs, native);

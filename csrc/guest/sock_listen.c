@@ -337,6 +337,8 @@ static int vso_accept_child(struct vso_sock *vs, struct vso_sock *child, struct 
 	vs->fwd_cnt++;
 	spin_unlock_bh(&vs->lock);
 	vso_flow_send(vs, VSO_CREDIT, 0, NULL, 0, GFP_KERNEL);		/* room for one more */
+	WRITE_ONCE(child->watched, READ_ONCE(vs->watched));
+	vso_idle_asked(child);
 	return 0;
 }
 

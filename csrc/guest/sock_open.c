@@ -285,8 +285,10 @@ static int vso_connect_wait(struct vso_sock *vs, struct socket *sock, int flags,
 	struct sock *sk = sock->sk;
 	int wait;
 
-	if (!timeo)
+	if (!timeo) {
+		vso_idle_ask(vs->pair);
 		return err;
+	}
 	wait = vso_poll_request(vs, vso_connect_done, 0) ? 0 : vso_wait_event(vs, sk, &timeo, vso_connect_done, 0, false);
 	vso_race();
 	if (wait)

@@ -383,8 +383,10 @@ int vso_stream_shutdown(struct socket *sock, int how)
 		err = -ENOTCONN;
 	}
 	spin_unlock_bh(&vs->lock);
-	if (fin)
+	if (fin) {
 		vso_flow_send(vs, VSO_SHUTDOWN, VSO_SHUT_SEND, NULL, 0, GFP_KERNEL | __GFP_NOFAIL);
+		vso_idle_asked(vs);
+	}
 out:
 	vso_sock_put(vs);
 	return err;

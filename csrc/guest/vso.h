@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, poll.c looks at them before it sleeps, pool.c keeps pages to use them again, window.c says how much may wait for a reader, gather.c makes one message of small writes, proc.c shows
+ * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, poll.c and idle.c look at them before a task or a processor sleeps, pool.c keeps pages to use them again, window.c says how much may wait for a reader, gather.c makes one message of small writes, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -152,7 +152,8 @@ struct vso_poll {
  * @held: what flows hold back, in no order (gather.c)
  * @rx_posted: chains the device holds (tasklet only)
  * @pool: pages to use again, by direction
- * @lookers: tasks that serve the rings while they wait, poll.c: the device need not call
+ * @lookers: tasks that serve the rings while they wait, poll.c and idle.c: the device need not call
+ * @came: messages so far (written by the tasklet only)
  * @requests, @firsts: did that pay for requests to the device, and for the first answers on flows?
  */
 struct vso_pair {
@@ -168,6 +169,7 @@ struct vso_pair {
 	unsigned int rx_target;
 	struct vso_pool pool[VSO_POOLS];
 	atomic_t lookers;
+	u32 came;
 	struct vso_poll requests, firsts;
 };
 
@@ -270,9 +272,19 @@ bool vso_frag_refill(struct vso_pool *pool, struct page_frag *frag, u32 n);
 
 /* -------------------------------------------------------------------------------------------------------------- poll.c */
 
+extern unsigned int vso_poll_us;
+void vso_poll_look(struct vso_pair *pair);
+bool vso_poll_pays(struct vso_poll *poll);
+void vso_poll_learn(struct vso_poll *poll, bool found);
 bool vso_poll_request(struct vso_sock *vs, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg);
 bool vso_poll_receive(struct vso_sock *vs, const struct sock *sk, bool wait, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg);
 void vso_poll_busy(struct vso_sock *vs, const struct poll_table_struct *wait);
+
+/* -------------------------------------------------------------------------------------------------------------- idle.c */
+
+int vso_idle_init(void);
+void vso_idle_exit(void);
+void vso_idle_ask(struct vso_pair *pair);
 
 /* ------------------------------------------------------------------------------------------------------------ gather.c */
 
@@ -405,6 +417,7 @@ struct vso_sock {
 	struct mutex recv_mutex;
 	bool asked;			/* sent since it last received, and */
 	bool answered_once;		/* received: whether to look for the answer, poll.c. No lock */
+	bool watched;			/* its program waits for it elsewhere, as in epoll_wait(): idle.c. No lock */
 	struct vso_poll poll;
 
 	/* urgent data: sock_urgent.c */
@@ -631,11 +644,19 @@ static inline void vso_opts_sync(struct vso_sock *vs, struct sock *sk, bool may_
 		vso_opts_sync_slow(vs, sk, may_wait);
 }
 
+/* for idle.c: who waits elsewhere may expect something now */
+static inline void vso_idle_asked(const struct vso_sock *vs)
+{
+	if (READ_ONCE(vs->watched))
+		vso_idle_ask(vs->pair);
+}
+
 /* for poll.c: who sends may expect an answer, until something comes */
 static inline void vso_poll_sent(struct vso_sock *vs)
 {
 	if (!READ_ONCE(vs->asked))
 		WRITE_ONCE(vs->asked, true);
+	vso_idle_asked(vs);
 }
 
 static inline void vso_poll_answered(struct vso_sock *vs)

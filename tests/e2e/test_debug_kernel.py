@@ -81,6 +81,10 @@ def test_windows_grow_for_who_needs_them(place: Site) -> None:
     place.check("window_check 10.0.0.5 7000", timeout=1200)
 
 
+def test_who_waits_looks_before_sleeping(place: Site) -> None:
+    place.check("look_check 10.0.0.5 7000", timeout=1200)
+
+
 def test_lives_leave_nothing(place: Site) -> None:
     """The last test of this file says it: kmemleak knows, and KASAN's quarantine makes counts of objects mean little."""
     place.check("LIVES_UNCOUNTED=1 life_check 10.0.0.5 7000 7001 7004 192.0.2.1 150", timeout=1200)

@@ -54,6 +54,10 @@ def test_windows_grow_for_who_needs_them(newer: Site) -> None:
     newer.check("window_check 10.0.0.5 7000")
 
 
+def test_who_waits_looks_before_sleeping(newer: Site) -> None:
+    newer.check("look_check 10.0.0.5 7000")
+
+
 def test_datagram_claims_hold(newer: Site) -> None:
     newer.check_datagrams()
 

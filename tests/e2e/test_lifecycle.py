@@ -49,6 +49,10 @@ def test_windows_grow_for_who_needs_them(place: Site) -> None:
     place.check("window_check 10.0.0.5 7000")
 
 
+def test_who_waits_looks_before_sleeping(place: Site) -> None:
+    place.check("look_check 10.0.0.5 7000")
+
+
 def test_hwstat_shows_who_holds_an_offloaded_socket(place: Site) -> None:
     holding = place.vm.start("hold 10.0.0.5 7002")
     with place.accept() as sock:

@@ -509,68 +509,6 @@ static void closing_while_connecting_leaves_nothing_behind(void)
 	SAME(n, 1);		/* the heading */
 }
 
-/* of this process, in nanoseconds */
-static long long cpu_time(void)
-{
-	struct timespec t;
-
-	MUST(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0);
-	return t.tv_sec * 1000000000ll + t.tv_nsec;
-}
-
-static void busy_poll(int fd, int microseconds)
-{
-	MUST(setsockopt(fd, SOL_SOCKET, SO_BUSY_POLL, &microseconds, sizeof(microseconds)) == 0);
-}
-
-/* tries until nothing else in the guest wanted the processor meanwhile: who looks gives way */
-static void busy_poll_looks_before_it_sleeps(void)
-{
-	struct timeval soon = { .tv_usec = 1000 };
-	int fd = ask(&peer, "hold\n");
-	long long took;
-	char c;
-
-	MUST(offloaded(fd));
-	MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof(soon)) == 0);
-	busy_poll(fd, 50000);
-	do {
-		took = cpu_time();
-		ERRNO(recv(fd, &c, 1, 0), EAGAIN);
-		took = cpu_time() - took;
-	} while (took < 25000000);
-	busy_poll(fd, 0);
-	do {
-		took = cpu_time();
-		ERRNO(recv(fd, &c, 1, 0), EAGAIN);
-		took = cpu_time() - took;
-	} while (took > 5000000);
-}
-
-static void nothing(int number)
-{
-	(void)number;
-}
-
-static void bytes_and_signals_end_a_look(void)
-{
-	struct itimerspec often = { .it_interval.tv_nsec = 20000000, .it_value.tv_nsec = 20000000 };
-	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
-	struct sigaction action = { .sa_handler = nothing };
-	int fd = ask(&peer, "echo\n");
-	timer_t timer;
-	char c;
-
-	busy_poll(fd, 2000000000);
-	send_all(fd, "x", 1);
-	recv_exactly(fd, &c, 1);
-	SAME(c, 'x');
-	ERRNO(recv(fd, &c, 1, MSG_DONTWAIT), EAGAIN);
-	MUST(sigaction(SIGUSR1, &action, NULL) == 0);
-	MUST(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0 && timer_settime(timer, 0, &often, NULL) == 0);
-	ERRNO(recv(fd, &c, 1, 0), EINTR);
-}
-
 int main(int argc, char **argv)
 {
 	if (argc != 6) {
@@ -603,7 +541,5 @@ int main(int argc, char **argv)
 	C(threads_that_race_for_one_socket_all_return);
 	C(a_listener_that_changes_hands_is_connected_or_listening);
 	C(closing_while_connecting_leaves_nothing_behind);
-	C(busy_poll_looks_before_it_sleeps);
-	C(bytes_and_signals_end_a_look);
 	return finish_checks();
 }
