@@ -112,6 +112,16 @@ bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m)
 	return true;
 }
 
+/** vso_rx_room() - bytes that the device may send on this flow; negative: it is not of interest what it sends. Called under vs->lock */
+long vso_rx_room(const struct vso_sock *vs)
+{
+	bool early = vs->state == VSO_ST_EMBRYO && vs->dev->features & VSO_F_EARLY_DATA;
+
+	if ((vs->state != VSO_ST_CONNECTED && !early) || vs->closing)
+		return -1;		/* it crossed our CLOSE, or comes after a RESET */
+	return vs->peer_fin ? 0 : (early ? VSO_EARLY_MAX : vs->promised) - vs->rx_bytes;
+}
+
 /* bytes were appended. Called under vs->lock */
 static void vso_rx_came(struct vso_sock *vs)
 {
@@ -124,13 +134,15 @@ static void vso_msg_data(struct vso_msg *m)
 {
 	struct vso_sock *vs = m->vs;
 	int error = 0;
+	long room;
 
 	if (!m->len)
 		return;
 	spin_lock(&vs->lock);
-	if (vs->state != VSO_ST_CONNECTED || vs->closing)
-		goto unlock;		/* it crossed our CLOSE, or comes after a RESET */
-	if (vs->peer_fin || m->len > vs->promised - vs->rx_bytes)
+	room = vso_rx_room(vs);
+	if (room < 0)
+		goto unlock;
+	if (m->len > room)
 		error = EPROTO;
 	else if (!vso_rx_queue(vs, m))
 		error = ENOBUFS;

@@ -64,11 +64,13 @@ int vso_rx_urgent(struct vso_msg *m)
 	struct vso_sock *vs = m->vs;
 	u8 byte = m->len ? m->data[0] : m->arg;
 	int error = 0;
+	long room;
 
 	spin_lock(&vs->lock);
-	if (vs->state != VSO_ST_CONNECTED || vs->closing)
+	room = vso_rx_room(vs);
+	if (room < 0)
 		goto unlock;
-	if (vs->peer_fin || m->len > vs->promised - vs->rx_bytes) {
+	if (vs->peer_fin || m->len > room) {
 		error = EPROTO;
 		goto unlock;
 	}

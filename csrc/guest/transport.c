@@ -146,7 +146,7 @@ static void vso_hello_send(struct vso_dev *dev)
 		.abi_major = cpu_to_le16(VSO_ABI_MAJOR),
 		.abi_minor = cpu_to_le16(VSO_ABI_MINOR),
 		.features = cpu_to_le64(VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_NETNS | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP |
-					VSO_F_HINTS | VSO_F_LATE_CLOSED),
+					VSO_F_HINTS | VSO_F_LATE_CLOSED | VSO_F_EARLY_DATA),
 		.pairs = cpu_to_le32(dev->nr_pairs),
 		.max_payload = cpu_to_le32(VSO_PAYLOAD_MAX),
 	};

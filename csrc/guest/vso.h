@@ -476,6 +476,7 @@ void vso_flow_wake(struct vso_sock *vs, __poll_t events);
 void vso_write_space(struct vso_sock *vs);
 void vso_want_write(struct vso_sock *vs);
 void vso_flows_kill(struct vso_dev *dev, int error);
+long vso_rx_room(const struct vso_sock *vs);
 bool vso_rx_queue(struct vso_sock *vs, struct vso_msg *m);
 void vso_rx(struct vso_pair *pair, struct vso_rxbuf *buf, u32 used);
 void vso_msg_copy(const struct vso_msg *m, u32 off, void *to, u32 len);

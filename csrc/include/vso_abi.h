@@ -138,7 +138,9 @@ enum {
 	 * namespace the first hint that covers scheme, address and port decides: ASK, or NATIVE without being asked; none: ASK.
 	 */
 	VSO_F_HINTS = 512,
-	VSO_F_LATE_CLOSED = 1024	/* feature bit 10: nobody waits for CLOSED, so it may come some milliseconds late, or with what comes next */
+	VSO_F_LATE_CLOSED = 1024,	/* feature bit 10: nobody waits for CLOSED, so it may come some milliseconds late, or with what comes next */
+	VSO_F_EARLY_DATA = 2048,	/* feature bit 11: ACCEPT opens a window of VSO_EARLY_MAX bytes to the driver, of which no CREDIT tells */
+	VSO_EARLY_MAX = 4096
 };
 
 /* vso_dgram.flags: what else is said, and asked for, about one datagram. To the device: how to send it; to the driver: how it came */

@@ -179,6 +179,27 @@ def test_nothing_is_sent_on_an_announced_flow_before_its_window_opens(engine: En
     listener.close()
 
 
+def test_a_driver_that_knows_of_early_data_gets_it_with_the_announcement_and_no_more_than_that(
+    make_engine: Callable[..., EngineUnderTest],
+) -> None:
+    engine = make_engine(hello=False, config={"features": lib.VSO_F_EARLY_DATA})
+    engine.driver.hello(features=lib.VSO_F_EARLY_DATA)
+    listener = engine.driver.bind("tcp://127.0.0.1:0")
+    listener.listen()
+    data = bytes(range(256)) * 64
+    with dial(listener.local) as host:
+        host.sendall(data)
+        host.shutdown(socket.SHUT_WR)
+        flow = listener.accept(open_window=False)
+        engine.driver.wait(lambda: len(flow.received) == lib.VSO_EARLY_MAX)
+        engine.driver.ping()
+        assert len(flow.received) == lib.VSO_EARLY_MAX
+        flow.tell_credit()
+        assert flow.recv_all() == data
+        flow.close()
+    listener.close()
+
+
 def test_out_of_flows_connections_wait_until_one_ends(make_engine: Callable[..., EngineUnderTest]) -> None:
     engine = make_engine(config={"max_flows": 2})
     listener = engine.driver.bind("tcp://127.0.0.1:0")

@@ -351,7 +351,7 @@ static void open_flow(struct cursor *c)
 	make_turn();
 }
 
-enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP | VSO_F_HINTS };
+enum { FEATURES = VSO_F_DGRAM | VSO_F_DGRAM_INFO | VSO_F_PING | VSO_F_IPX | VSO_F_URGENT | VSO_F_GROUP | VSO_F_HINTS | VSO_F_EARLY_DATA };
 
 #define MAPPED(...)	{ [10] = 0xff, [11] = 0xff, [12] = __VA_ARGS__ }
 

@@ -20,7 +20,7 @@ __all__ = ["EVENT_NAMES", "Engine", "Event", "Stats"]
 
 FEATURES: Final = (
     lib.VSO_F_DGRAM | lib.VSO_F_DGRAM_INFO | lib.VSO_F_NETNS | lib.VSO_F_PING | lib.VSO_F_IPX | lib.VSO_F_URGENT
-    | lib.VSO_F_GROUP | lib.VSO_F_LATE_CLOSED
+    | lib.VSO_F_GROUP | lib.VSO_F_LATE_CLOSED | lib.VSO_F_EARLY_DATA
 )
 BUSY_POLL_MAX: Final = 1000  # microseconds; who expects more to come of spinning for longer is mistaken
 BATCH: Final = 64  # events taken in one call

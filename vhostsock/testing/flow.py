@@ -123,6 +123,7 @@ class Flow:
         self.replies: dict[int, Message] = {}  # by cookie
         # credit: what we can hold and have handed on; what the device told; what we sent
         self.buf_alloc, self.fwd_cnt, self.told = buf_alloc, 0, 0
+        self.promised = buf_alloc  # what the device may go by
         self.peer_alloc, self.peer_fwd, self.tx_cnt = 0, 0, 0
         self.listening = False
 
@@ -283,7 +284,7 @@ class Flow:
             raise OSError(self.error, os.strerror(self.error))
 
     def _post(self, kind: int, *, arg: int = 0, cookie: int = 0, payload: bytes = b"") -> None:
-        self.told = self.fwd_cnt
+        self.told, self.promised = self.fwd_cnt, self.buf_alloc
         self.driver.post(
             kind, self.id, arg=arg, cookie=cookie, payload=payload, pair=self.pair,
             buf_alloc=self.buf_alloc, fwd_cnt=self.fwd_cnt % 2**32,
@@ -312,8 +313,8 @@ class Flow:
             if self.eof or self.error:
                 raise DeviceFault(f"DATA on flow {self.id:#x} after its end")
             self.received += m.payload
-            if self.fwd_cnt + len(self.received) - self.told > self.buf_alloc:
-                raise DeviceFault(f"flow {self.id:#x}: {len(self.received)} bytes waiting, window {self.buf_alloc}")
+            if self.fwd_cnt + len(self.received) - self.told > self.promised:
+                raise DeviceFault(f"flow {self.id:#x}: {len(self.received)} bytes waiting, window {self.promised}")
         elif m.type == lib.VSO_SHUTDOWN:
             self.eof = self.eof or bool(m.arg & lib.VSO_SHUT_SEND)
         elif m.type == lib.VSO_RESET:
@@ -355,6 +356,7 @@ class Flow:
             raise DeviceFault(f"ACCEPT names flow {head.new_flow:#x}")
         flow = Flow(self.driver, head.new_flow, self.pair, self.driver.window)
         flow.local, flow.peer, flow.peer_alloc = local, peer, head.buf_alloc
+        flow.promised = lib.VSO_EARLY_MAX if self.driver.agreed & lib.VSO_F_EARLY_DATA else 0
         self.driver.flows[flow.id] = flow
         self.accepted.append(flow)
         if len(self.accepted) > self.buf_alloc:

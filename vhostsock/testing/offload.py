@@ -52,6 +52,7 @@ class OffloadDriver(RingDriver):
         super().__init__(queues, rx_layout=[rx_size], rx_buffers=rx_buffers)
         self.window = window
         self.max_payload: int = lib.VSO_PAYLOAD_MAX
+        self.agreed = 0  # features, once HELLO was answered
         self.flows: dict[int, Flow] = {}
         self.stray: deque[Message] = deque()  # PONG, HELLO_REPLY, replies to refused opens
         self.log: deque[Message] | None = None  # set to a deque to keep every message
@@ -114,6 +115,7 @@ class OffloadDriver(RingDriver):
             raise OSError(reply.arg, os.strerror(reply.arg))
         answer, _ = reply.struct("struct vso_hello")
         self.max_payload = min(answer.max_payload, lib.VSO_PAYLOAD_MAX)
+        self.agreed = answer.features
         return answer
 
     def ping(self, timeout: float = TIMEOUT) -> None:
