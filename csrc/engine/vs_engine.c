@@ -322,7 +322,7 @@ static int check_config(const struct vse_config *c, struct vs_err *err)
 		return fail(err, EINVAL, "pairs must be 1..128");
 	if (c->max_flows < 1 || c->max_flows > VSE_FLOWS_CAP)
 		return fail(err, EINVAL, "max_flows must be 1..1048576");
-	if (c->buf_alloc < 1 || c->buf_alloc > 1u << 30)
+	if (c->buf_alloc < 1 || c->buf_alloc > VSE_BUF_ALLOC_MAX)
 		return fail(err, EINVAL, "buf_alloc must be 1..2^30 bytes");
 	if (!vse_routes_valid(c))
 		return fail(err, EINVAL, "more than 1024 routes, or a target that is no address");

@@ -146,6 +146,7 @@ static void release(struct vse_flow *f, bool abort)
 	vse_flow_rest(f);
 	vse_listen_unstall(f);
 	vse_stream_free_wbuf(f);
+	vse_window_fix(f);
 	vse_dgram_free(f);
 	vse_ipx_free(f);
 	vse_seq_free(f);

@@ -195,6 +195,7 @@ static bool announce(struct vse_flow *f, int fd, const struct sockaddr_storage *
 	n->fd = fd;
 	n->state = ST_STREAM;
 	n->buf_alloc = n->promised = f->buf_alloc;	/* SO_SNDBUF is inherited */
+	n->fixed = f->fixed;
 	n->peer_alloc = e->features & VSO_F_EARLY_DATA ? VSO_EARLY_MAX : 0;
 	if (vse_flow_poll(n)) {
 		vse_flow_free(n);

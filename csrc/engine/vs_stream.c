@@ -7,7 +7,7 @@
  * driver may have at most buf_alloc bytes beyond it under way, so wbuf never exceeds what buf_alloc has been. EPOLLOUT goes on with wbuf; while it
  * holds anything, new bytes queue behind it. SHUTDOWN(SEND) becomes a FIN when wbuf is empty.
  *
- * Window updates.  fwd_cnt rides on every message of the flow. CREDIT on its own is sent when half of the window became free since the
+ * Window updates.  fwd_cnt rides on every message of the flow. CREDIT on its own is sent when half of the window, which may grow (vs_window.c), became free since the
  * driver last heard (`told`). That cannot stall: when all is forwarded, either the driver knows of more than half of its
  * window, or the other half is being told.
  *
@@ -52,6 +52,7 @@ bool vse_stream_credit(struct vse_flow *f, uint32_t buf_alloc, uint32_t fwd_cnt)
 /* the application's send buffer bounds the window; a driver that knows a larger one hears with the next message */
 void vse_stream_bound(struct vse_flow *f, uint32_t sndbuf)
 {
+	vse_window_fix(f);
 	f->buf_alloc = MIN(sndbuf < VSE_WINDOW_MIN ? VSE_WINDOW_MIN : sndbuf, f->pair->e->config.buf_alloc);
 	if (f->state != ST_STREAM || f->promised < f->buf_alloc)
 		f->promised = f->buf_alloc;
@@ -427,6 +428,7 @@ enum vse_turn vse_stream_turn(struct vse_flow *f)
 	if (f->state == ST_STREAM && update_due(f)) {
 		if (!f->pair->rx.vq || f->pair->rx.starved)
 			return TURN_STARVED;	/* not into the control queue: it can wait here, and is one message however often */
+		vse_window_adapt(f);
 		f->pair->e->dialect->credit(f);
 	}
 	return TURN_DONE;

@@ -396,6 +396,7 @@ static struct vse_flow *admit(struct vse_pair *p, const struct message *m, const
 		vse_flow_reset(f, EPROTO);
 		return NULL;
 	}
+	vse_window_heard(f);
 	if ((f->state == ST_STREAM || (f->state == ST_NEW && f->pending == VSE_EV_CONNECT && !f->dgram)) && !vse_stream_credit(f, h->buf_alloc, h->fwd_cnt))
 		return NULL;
 	return f;

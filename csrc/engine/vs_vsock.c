@@ -221,6 +221,7 @@ static struct vse_flow *admit(struct vse_pair *p, const struct vsk_hdr *h)
 		vse_flow_reset(f, EPROTO);
 		return NULL;
 	}
+	vse_window_heard(f);
 	if (h->op != VSK_OP_RST && !vse_stream_credit(f, h->buf_alloc, h->fwd_cnt))
 		return NULL;
 	return f;
@@ -259,7 +260,7 @@ static void data_run(struct vse_pair *p, int first, int n)
 		total += vse_payload_iov(e->batch[i], false, sizeof(*h), next->len, e->iov + iovs, &cnt);
 		iovs += cnt;
 		/* counters are 32 bits wide, a chain may be larger: what cannot be within credit must not wrap around to it */
-		if (total > f->buf_alloc) {
+		if (total > f->promised) {
 			vse_flow_reset(f, EPROTO);
 			return;
 		}

@@ -11,6 +11,7 @@
  *	vs_turn.c	the flows' turns, what epoll said
  *	vs_flow.c	flow table, life and death of a flow, the answers of Python
  *	vs_stream.c	bytes of stream flows both ways, half-close, errors, lingering
+ *	vs_window.c	how much of a stream may be under way to the host
  *	vs_seqpkt.c	messages of seqpacket flows both ways
  *
  * The offload protocol (vso_abi.h):
@@ -163,11 +164,12 @@ struct vse_flow {
 	uint32_t shut;			/* VSE_SHUT_* of the driver */
 	uint32_t error;			/* host or protocol error; RESET follows when what was readable is delivered */
 
-	/*
-	 * to the host: rx_cnt received from the driver, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it. promised: the
-	 * largest buf_alloc that it may go by: what it sends before it hears of a smaller one is no fault
-	 */
+	/* to the host: rx_cnt received from the driver, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it.
+	 * promised: the largest buf_alloc that it may go by: what it sends before it hears of a smaller one is no fault */
 	uint32_t buf_alloc, promised, rx_cnt, fwd_cnt, told, dropped;
+	uint32_t grown;			/* of buf_alloc (vs_window.c); */
+	uint64_t window_ns;		/* when that was looked at last */
+	bool fixed;			/* it is as the application has chosen it */
 	uint8_t *wbuf;			/* ring buffer of wcap bytes, NULL when empty */
 	uint32_t wcap, whead, wlen;
 	uint32_t part;			/* seq: bytes of the incomplete message at the end of wbuf */
@@ -214,6 +216,7 @@ struct vse_pair {
 	struct vse_ring rx, tx;		/* from the driver's view: rx to the driver, tx from it */
 	struct vse_flowq runq, lightq;	/* flows that may have something for the driver: heavy and light ones */
 	uint32_t light_turns;		/* since a heavy flow had one */
+	uint64_t talks, alone_ns;	/* the flow that was heard last, and since when no other was; 0: not so yet. See vs_window.c */
 	uint8_t *ctl;			/* control messages that found no chain: [head, tail) of header + payload each */
 	size_t ctl_head, ctl_tail, ctl_cap;
 };
@@ -298,6 +301,7 @@ struct vse_engine {
 	struct vse_flowq linger, stalled, gone;
 	uint32_t nlinger;
 	uint64_t retry_at;		/* when stalled listeners try again; 0: none wait */
+	uint64_t grown;			/* bytes of all windows beyond config.buf_alloc */
 	uint64_t reserved;		/* bytes of write buffers and held datagrams, bounded by buf_total */
 
 	struct vse_ipx *ipx;		/* the guest's node; NULL: it has none */
@@ -341,6 +345,11 @@ void vse_turn_now(struct vse_engine *e);	/* serve what host sockets have, in the
 static inline bool vse_usable(const struct vse_ring *r) { return r->vq && !r->broken; }
 struct vse_ring *vse_ring_of(struct vse_engine *e, uint32_t ring);	/* NULL: none of that number */
 void vse_settle(struct vse_engine *e);		/* at the end of every call from outside: flush, wake the thread if it has work */
+
+/* vs_window.c */
+void vse_window_heard(struct vse_flow *f);	/* of every flow that the driver says something on */
+void vse_window_adapt(struct vse_flow *f);	/* before the driver is told of room */
+void vse_window_fix(struct vse_flow *f);	/* it is what it was, and stays so */
 
 /* vs_look.c */
 void vse_look_begin(void);			/* in the thread */

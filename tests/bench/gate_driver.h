@@ -360,7 +360,7 @@ static void say_open(struct flow *f, uint16_t type, const char *uri)
 static void set_up(bool vsock)
 {
 	struct vse_config config = {
-		.pairs = 1, .max_flows = 64, .buf_alloc = WINDOW, .buf_total = 64 << 20, .features = VSO_F_DGRAM | VSO_F_DGRAM_INFO,
+		.pairs = 1, .max_flows = 64, .buf_alloc = WINDOW, .buf_total = 64 << 20, .grow_ns = VSE_GROW_NEVER, .features = VSO_F_DGRAM | VSO_F_DGRAM_INFO,
 		.dialect = vsock ? VSE_VSOCK : VSE_OFFLOAD, .guest_cid = vsock ? 3 : 0,
 	};
 	struct vso_hello hello = {

@@ -295,7 +295,7 @@ def test_two_flows_with_much_to_say_take_turns(make_engine: Callable[..., Engine
         engine.driver.ping()  # both are known to be readable now
         engine.driver.log = log = deque[Message]()
         for flow in (one, two):
-            flow.buf_alloc = 2 << 20
+            flow.buf_alloc = flow.promised = 2 << 20
         queue = engine.driver.queues[1]
         for flow in (one, two):  # in one batch
             queue.add([pack("struct vso_hdr", type=lib.VSO_CREDIT, flow=flow.id, buf_alloc=2 << 20)])

@@ -365,7 +365,7 @@ static void set_up(struct cursor *c)
 		{ MAPPED(127, 0, 0, 1), MAPPED(127, 0, 0, 1), ntohs(listens.sin_port), ntohs(listens.sin_port), VSO_HINT_TCP, .dial = 1, .rule = 4 },
 	};
 	struct vse_config config = {
-		.pairs = PAIRS, .max_flows = MAX_FLOWS, .buf_alloc = 4096, .buf_total = 10000,
+		.pairs = PAIRS, .max_flows = MAX_FLOWS, .buf_alloc = 4096, .buf_total = 10000, .grow_ns = 1,
 		.features = FEATURES, .linger_ms = 1, .nr_routes = sizeof(routes) / sizeof(*routes), .routes = routes,
 		.nr_hints = s.hints = 2, .hints = {
 			{ MAPPED(192, 168, 0, 0), MAPPED(192, 168, 255, 255), 0, 65535, VSO_HINT_TCP, VSO_HINT_NATIVE, 0 },

@@ -372,7 +372,7 @@ static void set_up(struct cursor *c)
 		{ TO_NO_FILE, sizeof(missing), "" },
 	};
 	const void *targets[] = { NULL, &found, &listens, &refuses, &missing };
-	struct vse_config config = { .pairs = 1, .max_flows = MAX_FLOWS, .buf_alloc = BUF, .buf_total = 30000, .linger_ms = 1,
+	struct vse_config config = { .pairs = 1, .max_flows = MAX_FLOWS, .buf_alloc = BUF, .buf_total = 30000, .grow_ns = 1, .linger_ms = 1,
 				     .dialect = VSE_VSOCK, .guest_cid = CID, .ports = ports };
 	uint64_t chosen[2] = { take(c, 1), take(c, 1) };	/* features of each ring; of the first one, ports too */
 	struct vs_mem *empty = vs_mem_new();
