@@ -4,7 +4,8 @@
 One guest for each path (paths.py), all of the same kernel and root; they run all the time. In each round they take turns at
 each measure, so that neighbours in time are compared; a ratio is of two figures of one round. The same client (near.c) is in
 every guest and the same server (far.c) on the host, and the other way round for connections into a guest; iperf3 is Debian's
-(iperf.py). The floor is measured in a guest, too: both programs in it, over a Unix socket, and what its kernel copies.
+(iperf.py). The floor is measured in a guest, too: both programs in it, over a Unix socket. So is what the kernel of each guest
+of ours copies.
 
 Figures are min - median - max of the rounds. Nothing else should run on the machine, and two processors are the least: the
 guest's is emulated, and the back-end needs the other.
@@ -32,7 +33,7 @@ from tests.bench.ring import spread
 from tests.e2e.vm import Program
 from tests.netns import may_make_namespaces
 
-__all__ = ["INSIDE", "MEASURES", "Found", "Measure", "cpu", "main", "measured", "rate", "tables"]
+__all__ = ["COPY_FROM", "COPY_TO", "INSIDE", "MEASURES", "Found", "Measure", "cpu", "main", "measured", "rate", "tables"]
 
 INSIDE = "inside"
 INSIDE_TITLE = "in the guest, AF_UNIX"
@@ -95,6 +96,7 @@ MEASURES = {
     "in-64": _datagrams("in", 64),
     "in-1400": _datagrams("in", 1400),
 }
+COPY_FROM, COPY_TO = "copy-from", "copy-to"
 ROWS = {
     "out64": Row("guest to host, 64 KiB writes, Mbit/s", ".0f", 1.5),
     "in64": Row("host to guest, 64 KiB writes, Mbit/s", ".0f", 1.0),
@@ -110,6 +112,8 @@ ROWS = {
     "iperf-out": Row("iperf3, guest to host, Mbit/s", ".0f", 1.5),
     "iperf-in": Row("iperf3 -R, host to guest, Mbit/s", ".0f", 1.0),
     "iperf-8": Row("iperf3 -P 8, guest to host, Mbit/s", ".0f", 1.5),
+    COPY_FROM: Row("what the guest's kernel copies from a program, Mbit/s", ".0f"),
+    COPY_TO: Row("... to a program, Mbit/s", ".0f"),
     "out-64": Row("datagrams of 64 bytes to the host, thousands a second that come", ".1f"),
     "out-64-lost": Row("... : lost, %", ".1f"),
     "out-1400": Row("datagrams of 1400 bytes to the host, thousands a second that come", ".1f"),
@@ -128,7 +132,6 @@ ROWS = {
     "iperf-in-cpu": Row("CPU with QEMU's, s per GB, iperf3 -R to the guest", ".2f", 1.0, less=True),
     "iperf-8-cpu": Row("CPU with QEMU's, s per GB, iperf3 -P 8 to the host", ".2f", 1.0, less=True),
 }
-COPY_FROM, COPY_TO = "copy-from", "copy-to"
 COPIED = 0.8  # the share of that which a path may be expected to move
 
 
@@ -224,7 +227,9 @@ def measured(
                 if measure.by == NEAR:
                     inside = _run(first._replace(where="unix:/tmp/far"), measure, shop.near, milliseconds)
                     keep(INSIDE, {row: figure for row, figure in inside.items() if row in measure.figures})
-            keep(INSIDE, _copies(first, milliseconds))
+            for name, each in opened.items():
+                if PATHS[name].ours:
+                    keep(name, _copies(each, milliseconds))
         peak = {name: (_peak(each.vm), _peak(each.backend) if each.backend else None) for name, each in opened.items()}
         versions = {name: each.vm.qmp.execute("query-version")["package"] for name, each in opened.items()}
         return Found(figures, peak, versions)
@@ -285,10 +290,10 @@ def _comparison(found: Found, names: Sequence[str]) -> list[str]:
         best = next(each[0] for each in compared if each)
         cells = " | ".join(_verdict(each[1], row.target, row.less) if each else "-" for each in compared)
         lines.append(f"| {row.title} | {_title(best)} | {'<=' if row.less else '>='} {row.target:g} | {cells} |")
-    inside = found.figures[INSIDE]
     for key, limit in (("out64", COPY_FROM), ("in64", COPY_TO)):
         if all(key in found.figures[name] for name in names):
-            shares = [[a / b for a, b in zip(found.figures[name][key], inside[limit], strict=True)] for name in names]
+            figures = [found.figures[name] for name in names]
+            shares = [[a / b for a, b in zip(each[key], each[limit], strict=True)] for each in figures]
             cells = " | ".join(_verdict(values, COPIED, False) for values in shares)
             lines.append(f"| {ROWS[key].title.rpartition(',')[0]} | what the guest's kernel copies | >= {COPIED} | {cells} |")
     return lines
@@ -296,9 +301,8 @@ def _comparison(found: Found, names: Sequence[str]) -> list[str]:
 
 def tables(found: Found) -> list[str]:
     """As Markdown: the figures, what a guest copies, and the paths of ours against the others."""
-    copies = [spread([value / 1000 for value in found.figures[INSIDE][row]], ".1f") for row in (COPY_FROM, COPY_TO)]
-    lines = [*_figures(found), "", f"The guest's kernel copies {copies[0]} Gbit/s from a program and {copies[1]} Gbit/s to it."]
     ours = [name for name in found.peak if _ours(name)]
+    lines = _figures(found)
     if ours and len(ours) < len(found.peak):
         lines += ["", *_comparison(found, ours)]
     return lines

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.bench.guest import INSIDE, IPERF, MEASURES, ROWS, UDP, measured, panels, ratios, tables
+from tests.bench.guest import COPY_FROM, COPY_TO, INSIDE, IPERF, MEASURES, ROWS, UDP, measured, panels, ratios, tables
 from tests.bench.paths import PATHS
 from tests.bench.plot import drawn
 from tests.netns import may_make_namespaces
@@ -17,7 +17,7 @@ from tests.netns import may_make_namespaces
 ALL_BUT_MANY = [key for key in MEASURES if key != "many"]
 SOME = {by: [row for each in MEASURES.values() if each.by == by for row in each.figures] for by in (UDP, IPERF)}
 """Rows that not every path has."""
-NOT_EVERYWHERE = tuple(chain(*SOME.values()))
+NOT_EVERYWHERE = (COPY_FROM, COPY_TO, *chain(*SOME.values()))
 EVERYWHERE = [row for row in ROWS if row != "many" and not row.endswith("-backend") and not row.startswith(NOT_EVERYWHERE)]
 
 
@@ -35,6 +35,7 @@ def test_paths_from_a_guest_are_measured_in_turns_and_compared(tmp_path: Path) -
         carry = {name for name, figures in found.figures.items() if figures.keys() & set(rows)}
         assert carry == set(names) - {"vsock", "vhost-device-vsock"}
         assert all(found.figures[name].keys() >= set(rows) for name in carry)
+    assert {name for name, rows in found.figures.items() if rows.keys() >= {COPY_FROM, COPY_TO}} == {"offload-generic", "vsock"}
     assert ratios(found, "offload-generic", "out64") is not None
     assert len(tables(found)) > 20
     drawing = ElementTree.fromstring(drawn(panels(found)))
