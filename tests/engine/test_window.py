@@ -16,7 +16,7 @@ from .engine import EngineUnderTest, connection
 
 BASE, TIMES = 65536, 4
 AT_ONCE = 1  # grow_ns: each time that the window is looked at
-# How fast the machine is nobody knows: a flow sends until its window is what is waited for; the time limit says that it never is.
+# How fast the machine is nobody knows: a flow sends until its window is what is waited for, or the time limit ends the test.
 
 
 @pytest.fixture
