@@ -34,7 +34,7 @@
 
 #define VSO_POLL_MISSED_MAX	8
 
-unsigned int vso_poll_us = 100;
+unsigned int vso_poll_us = 200;
 module_param_named(poll_us, vso_poll_us, uint, 0644);
 MODULE_PARM_DESC(poll_us, "microseconds for which who has asked something looks for the answer before sleeping, where that has paid (0: never)");
 

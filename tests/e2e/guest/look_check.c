@@ -10,7 +10,7 @@
 #include <sys/resource.h>
 #include <time.h>
 
-enum { ROUNDS = 100, DEFAULT_US = 100, LONG_US = 1000000 };
+enum { ROUNDS = 100, DEFAULT_US = 200, LONG_US = 1000000 };
 
 #define POLL_US "/sys/module/virtio_socket/parameters/poll_us"
 
