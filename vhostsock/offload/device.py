@@ -57,7 +57,8 @@ class OffloadDevice(EngineDevice):
     handlers     names for policies (``handler = "..."``): Handler objects, or ``async def f(reader, writer, request)``
     max_flows    sockets at once, listeners included; one more gets ENFILE
     max_pending  connections being made at once; one more gets ENOBUFS
-    buffer       bytes that a flow may hold for a host socket that does not take them; also the guest's send window
+    buffer       bytes that a flow may hold for a host socket that does not take them; also the guest's send window. Up to
+                 four times as many for one that has its ring pair to itself, and a quarter of ``buffers`` for all such flows
     buffers      bytes of such buffers over all flows; the flow that would exceed it gets ENOBUFS
     busy_poll    microseconds for which the engine's thread may wait awake where that is faster; 0: not at all
 
