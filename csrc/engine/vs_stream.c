@@ -67,9 +67,11 @@ uint32_t vse_stream_window(const struct vse_flow *f)
 
 static bool update_due(const struct vse_flow *f)
 {
-	uint32_t freed = f->fwd_cnt - f->told;
+	uint32_t freed = f->fwd_cnt - f->told, window = f->buf_alloc;
 
-	return freed && (freed >= f->buf_alloc / 2 || f->partial);
+	if (f->pair->e->dialect->capped)
+		window = MIN(window, f->peer_alloc);
+	return freed && (freed >= window / 2 || f->partial);
 }
 
 /* --------------------------------------------------------------------------------------------------------- to the host */

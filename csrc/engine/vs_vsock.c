@@ -312,6 +312,7 @@ static void serve(struct vse_pair *p, int first, int end)
 
 const struct vse_dialect vse_vsock = {
 	.hdr_len = sizeof(struct vsk_hdr),
+	.capped = true,
 	.rx_min = sizeof(struct vsk_hdr) + 1,
 	.well_formed = well_formed,
 	.plain = plain,

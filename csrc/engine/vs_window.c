@@ -10,6 +10,8 @@
  *			socket took half a window at VSE_WINDOW_PACE at least; all flows together may have a quarter of config.buf_total so
  *	it is reset	when half a window was slower than that, or another flow of the pair was heard of meanwhile
  *
+ * A driver of virtio-vsock has no more under way than its own buffer holds (Linux since 2026, and 6.1.x): there a larger window would be for nothing.
+ *
  * It is looked at when the driver must be told of room anyway, and told with that. A window that the application has chosen (SO_SNDBUF) stays.
  */
 #include "vse_priv.h"
@@ -56,7 +58,7 @@ void vse_window_adapt(struct vse_flow *f)
 	bool alone = p->alone_ns;
 	uint64_t now, took;
 
-	if (f->fixed || f->seq || grow_ns == VSE_GROW_NEVER)
+	if (f->fixed || p->e->dialect->capped || grow_ns == VSE_GROW_NEVER)
 		return;
 	now = vse_now_ns();
 	took = now - f->window_ns;

@@ -164,8 +164,8 @@ struct vse_flow {
 	uint32_t shut;			/* VSE_SHUT_* of the driver */
 	uint32_t error;			/* host or protocol error; RESET follows when what was readable is delivered */
 
-	/* to the host: rx_cnt received from the driver, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it.
-	 * promised: the largest buf_alloc that it may go by: what it sends before it hears of a smaller one is no fault */
+	/* to the host: rx_cnt received, fwd_cnt handed to the host, told: fwd_cnt as the driver last heard it. promised: the largest buf_alloc
+	 * that the driver may go by: what it sends before it hears of a smaller one is no fault */
 	uint32_t buf_alloc, promised, rx_cnt, fwd_cnt, told, dropped;
 	uint32_t grown;			/* of buf_alloc (vs_window.c); */
 	uint64_t window_ns;		/* when that was looked at last */
@@ -179,8 +179,7 @@ struct vse_flow {
 	uint32_t urgent_at;
 	uint64_t linger_until;
 
-	/* to the guest: bytes (or connections, when listening) sent, and the driver's window */
-	uint32_t tx_cnt, peer_alloc, peer_fwd;
+	uint32_t tx_cnt, peer_alloc, peer_fwd;	/* to the guest: bytes (or connections, when listening) sent, and the driver's window */
 	uint32_t burst;			/* bytes to make room for in the next read: what the last one gave, twice that if it was full */
 	uint8_t *rmsg;			/* seq: a message of rlen bytes, of which rat were sent */
 	uint32_t rlen, rat;
@@ -233,6 +232,7 @@ union vse_hdr {
  */
 struct vse_dialect {
 	uint32_t hdr_len;		/* every message, both ways, starts with a header of so many bytes */
+	bool capped;			/* a driver has no more under way than it would take itself (peer_alloc), whatever the window is */
 	uint32_t rx_min;		/* writable bytes that every chain to the driver must have */
 
 	/* from the driver */

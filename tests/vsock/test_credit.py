@@ -63,15 +63,28 @@ class Pair:
         return len(self.host_got) == self.guest_sent and len(self.guest_got) == self.host_sent
 
 
+def test_a_guest_that_has_no_more_under_way_than_it_would_take_itself_hears_of_room_in_time() -> None:
+    engine = VsockEngine(window=4096, capped=True, config={"buf_alloc": 65536})
+    try:
+        connection = engine.driver.connect(52)
+        for _ in range(16):
+            connection.send(pattern(0, 4096, 0))
+            assert engine.hosts[connection.local].recv(4096, socket.MSG_WAITALL) == pattern(0, 4096, 0)
+        connection.close()
+    finally:
+        engine.close()
+
+
 @QUICK
 @given(steps=st.lists(STEPS, max_size=60), window=WINDOWS, buf_alloc=WINDOWS, host_buffer=st.sampled_from([1, 20000]),
-       rx_layout=st.sampled_from([(4096,), (44, 4052), (45,)]))  # fmt: skip
+       rx_layout=st.sampled_from([(4096,), (44, 4052), (45,)]), capped=st.booleans())  # fmt: skip
 def test_random_honest_guests_lose_nothing_and_never_stall(
-    steps: list[tuple[str, int, int]], window: int, buf_alloc: int, host_buffer: int, rx_layout: tuple[int, ...]
+    steps: list[tuple[str, int, int]], window: int, buf_alloc: int, host_buffer: int, rx_layout: tuple[int, ...], *, capped: bool
 ) -> None:
     engine = VsockEngine(
-        memory=8 << 20, num=64, window=window, rx_layout=rx_layout, rx_buffers=16, config={"buf_alloc": buf_alloc}
-    )
+        memory=8 << 20, num=64, window=window, rx_layout=rx_layout, rx_buffers=16, capped=capped,
+        config={"buf_alloc": buf_alloc, "grow_ns": 1},
+    )  # fmt: skip
     engine.buffers = host_buffer
     try:
         pairs = []

@@ -89,7 +89,8 @@ class Connection:
     @property
     def credit(self) -> int:
         """Bytes that may be sent now."""
-        return max(0, self.peer_alloc - (self.tx_cnt - self.peer_fwd))
+        window = min(self.peer_alloc, self.buf_alloc) if self.driver.capped else self.peer_alloc
+        return max(0, window - (self.tx_cnt - self.peer_fwd))
 
     def try_send(self, data: bytes, flags: int = 0) -> int:
         """Send what credit and one packet allow; the bytes that were sent. ConnectionResetError after RST."""
@@ -238,18 +239,20 @@ class VsockDriver(RingDriver):
     """The driver of a vsock device with these rings: [to the driver, from it].
 
     ``cid`` is the guest's, as in the config space. ``window`` is what each connection may hold in bytes. Linux posts receive
-    buffers of 4 KiB, until 6.2 as a header and a payload buffer (``rx_layout=[44, 4096]``).
+    buffers of 4 KiB, until 6.2 as a header and a payload buffer (``rx_layout=[44, 4096]``). ``capped``: no connection has more
+    under way than it may hold itself, whatever the device's window is, as in Linux since 2026 (and its stable releases).
     """
 
     def __init__(
         self, queues: Sequence[DriverQueue], *, cid: int = 3, window: int = 262144, rx_layout: Sequence[int] = (4096,),
-        rx_buffers: int = 64,
+        rx_buffers: int = 64, capped: bool = False,
     ) -> None:  # fmt: skip
         if len(queues) != 2:
             raise ValueError("a vsock driver has two rings for packets")
         super().__init__(queues, rx_layout=rx_layout, rx_buffers=rx_buffers)
         self.cid = cid
         self.window = window
+        self.capped = capped
         self.max_payload = MAX_PAYLOAD
         self.connections: dict[tuple[int, int], Connection] = {}
         self.listening: dict[int, deque[Connection]] = {}
