@@ -79,8 +79,9 @@ def test_a_guest_that_has_no_more_under_way_than_it_would_take_itself_hears_of_r
 @given(steps=st.lists(STEPS, max_size=60), window=WINDOWS, buf_alloc=WINDOWS, host_buffer=st.sampled_from([1, 20000]),
        rx_layout=st.sampled_from([(4096,), (44, 4052), (45,)]), capped=st.booleans())  # fmt: skip
 def test_random_honest_guests_lose_nothing_and_never_stall(
-    steps: list[tuple[str, int, int]], window: int, buf_alloc: int, host_buffer: int, rx_layout: tuple[int, ...], *, capped: bool
-) -> None:
+    steps: list[tuple[str, int, int]], window: int, buf_alloc: int, host_buffer: int, rx_layout: tuple[int, ...], *,
+    capped: bool,
+) -> None:  # fmt: skip
     engine = VsockEngine(
         memory=8 << 20, num=64, window=window, rx_layout=rx_layout, rx_buffers=16, capped=capped,
         config={"buf_alloc": buf_alloc, "grow_ns": 1},
