@@ -69,6 +69,7 @@ struct load_mix {
 	uint32_t *each;			/* ns, of every question that was answered before it was over */
 	uint64_t *moved;		/* bytes of each bulk flow by then */
 	int64_t took;			/* ns, by then */
+	uint32_t turn;			/* whose turn it is to send, of count */
 };
 
 int load_init(struct load *l);			/* 0, or -1 */

@@ -68,13 +68,18 @@ static int begin_bulk(struct load *l, const struct load_mix *m)
 	return 0;
 }
 
-/* a message of each flow that has one; bytes that were taken, or -1. It is over when one is through. */
+/*
+ * A message of each flow that has one; bytes that were taken, or -1. It is over when one is through. A ring that has some room goes to those whose turn it
+ * is, as tasks that wait for it would have it in a guest.
+ */
 static int64_t send_bulk(struct load *l, struct load_mix *m)
 {
+	uint32_t turn = m->turn;
 	int64_t moved = 0;
 
-	for (uint32_t i = m->first; m->to_host && i < m->first + m->count; i++) {
-		struct load_flow *f = &l->flows[i];
+	for (uint32_t i = 0; m->to_host && i < m->count; i++) {
+		uint32_t at = (turn + i) % m->count;
+		struct load_flow *f = &l->flows[m->first + at];
 		ssize_t n;
 
 		if (!f->left || (l->kind == LOAD_SOCKETS && f->watched & EPOLLOUT))
@@ -83,6 +88,7 @@ static int64_t send_bulk(struct load *l, struct load_mix *m)
 		if (n < 0)
 			return -1;
 		moved += n;
+		m->turn = n ? (at + 1) % m->count : m->turn;
 		f->left -= (uint64_t)n;
 		if (!f->left)
 			end(m);
@@ -157,7 +163,7 @@ int64_t load_mix(struct load *l, struct load_mix *m)
 {
 	int64_t start = now();
 
-	m->asked = 0;
+	m->asked = m->turn = 0;
 	if (m->asker < l->n_flows && (m->question > sizeof(((struct question *)0)->bytes) || (m->count && l->kind == LOAD_SOCKETS)))
 		return load_fail(l, "a mix that is none");
 	if (m->count ? bulk(l, m, start) : only_ask(l, m))
