@@ -7,7 +7,11 @@
  *
  *   asleep    nobody has asked, or looking has not paid lately (struct vso_poll, as in poll.c)
  *   looks     the device's calls are off. It stops where the scheduler wants it to, with calls on again
- *   ready     some other task runs, mostly the one that a message has woken. It asks again, sleeps, and the look goes on, without another wake-up
+ *   ready     some other task runs, mostly the one that a message has woken. It asks again, sleeps, and the look goes on, without another wake-up.
+ *             If it runs for longer than the look, that was one in vain
+ *
+ * Whether others want to run is the scheduler's business alone: SCHED_IDLE has three parts in a thousand of what they have. To ask for the number of tasks would not do: since
+ * Linux 6.12 those that have just gone to sleep may count.
  *
  * What counts as asking: sending, shutting down, closing, a connect() that does not wait and an accept(), of sockets that are watched: whose program last
  * used poll() and its kin, or received without waiting. Whoever waits in a call looks there instead, and would not if this task were in the way.
@@ -17,7 +21,6 @@
 #include <linux/percpu.h>
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
-#include <linux/sched/stat.h>
 #include <linux/smpboot.h>
 #include <uapi/linux/sched/types.h>
 
@@ -111,14 +114,11 @@ static void vso_idle_run(unsigned int cpu)
 	struct vso_idle *idle;
 
 	idle = get_cpu_ptr(&vso_idles);
-	if (!dev || !single_task_running()) {
-		idle->on = false;	/* that is no idle processor */
-	} else if (vso_idle_look(dev, idle)) {
+	if (!dev || vso_idle_look(dev, idle)) {
 		vso_poll_learn(&idle->poll, idle->found);
+		idle->pairs = 0;
 		idle->on = false;
 	}
-	if (!idle->on)
-		idle->pairs = 0;
 	put_cpu_ptr(&vso_idles);
 	if (dev)
 		vso_dev_put(dev);
