@@ -110,7 +110,7 @@ struct vse_config {
 	uint32_t linger_ms;	/* how long a closed flow may go on sending what a slow host socket did not take; 0: 60 s */
 	uint32_t quick_ns;	/* a kick so soon after another may be one of a stream (vs_look.c); 0: 100 us */
 	uint32_t look_ns;	/* of a stream, how long messages may lie that need no kick; 0: 50 us */
-	uint32_t grow_ns;	/* of a flow that has a pair to itself for so long the window grows (vs_window.c); 0: 10 ms. VSE_GROW_NEVER */
+	uint32_t grow_ns;	/* of a flow that has a pair to itself for so long the window grows (vs_window.c); 0: 3 ms. VSE_GROW_NEVER */
 	uint32_t poll_ns;	/* how long the thread may wait awake for what is about to come (vs_poll.c); 0: it always sleeps */
 };
 

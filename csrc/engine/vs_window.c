@@ -19,7 +19,7 @@
 enum {
 	VSE_WINDOW_TIMES = 4,
 	VSE_WINDOW_PACE = 20,		/* bytes a microsecond */
-	VSE_GROW_NS = 10000000,		/* config.grow_ns unless set */
+	VSE_GROW_NS = 3000000,		/* config.grow_ns unless set */
 };
 
 static void set(struct vse_flow *f, uint32_t grown)
