@@ -221,7 +221,6 @@ static struct vse_flow *admit(struct vse_pair *p, const struct vsk_hdr *h)
 		vse_flow_reset(f, EPROTO);
 		return NULL;
 	}
-	vse_window_heard(f);
 	if (h->op != VSK_OP_RST && !vse_stream_credit(f, h->buf_alloc, h->fwd_cnt))
 		return NULL;
 	return f;

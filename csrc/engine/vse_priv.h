@@ -347,7 +347,7 @@ struct vse_ring *vse_ring_of(struct vse_engine *e, uint32_t ring);	/* NULL: none
 void vse_settle(struct vse_engine *e);		/* at the end of every call from outside: flush, wake the thread if it has work */
 
 /* vs_window.c */
-void vse_window_heard(struct vse_flow *f);	/* of every flow that the driver says something on */
+void vse_window_heard(struct vse_flow *f);	/* of every flow that the driver says something on, where windows grow */
 void vse_window_adapt(struct vse_flow *f);	/* before the driver is told of room */
 void vse_window_fix(struct vse_flow *f);	/* it is what it was, and stays so */
 

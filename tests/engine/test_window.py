@@ -83,13 +83,10 @@ def test_what_was_sent_before_the_driver_heard_of_the_smaller_one_is_no_fault(en
         assert not flow.error
 
 
-def test_a_host_socket_that_takes_nothing_has_no_larger_window(engine: EngineUnderTest) -> None:
+def test_for_a_host_socket_that_takes_nothing_no_more_is_held_than_the_largest_window(engine: EngineUnderTest) -> None:
     with connection(engine) as (flow, _):
-        sent = 0
         while flow.credit:
-            n = min(flow.credit, BASE)
-            flow.send(bytes(n))
-            sent += n
+            flow.send(bytes(min(flow.credit, BASE)))
             engine.driver.ping()
         assert flow.peer_alloc <= TIMES * BASE
         assert engine.stats.buffered <= TIMES * BASE

@@ -71,8 +71,7 @@ class VsockDevice(EngineDevice):
     connect_timeout  seconds, in either direction
     max_flows        connections at once; one more is refused
     max_pending      connections being made at once, and clients that did not yet say which port they want; likewise
-    buffer           bytes that a connection may hold for a host socket that does not take them; also the guest's send window.
-                     Up to four times as many while no other says anything
+    buffer           bytes that a connection may hold for a host socket that does not take them; also the guest's send window
     buffers          bytes of such buffers over all connections; one that would exceed it is reset
     busy_poll        microseconds for which the engine's thread may wait awake where that is faster; 0: not at all
 

@@ -10,7 +10,6 @@
 #include <linux/filter.h>
 #include <pthread.h>
 #include <sched.h>
-#include <time.h>
 
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
