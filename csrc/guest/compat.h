@@ -83,6 +83,13 @@ static inline int vso_accept_nonblock(const struct proto_ops *ops, struct socket
 #define vso_msg_zerocopy(sk, len)	msg_zerocopy_realloc(sk, len, NULL)
 #endif
 
+/* the bytes lie in pages that a socket may refer to: from 6.5. Before, sendpage() is called for each */
+#ifdef MSG_SPLICE_PAGES
+#define VSO_SPLICE_PAGES		MSG_SPLICE_PAGES
+#else
+#define VSO_SPLICE_PAGES		0
+#endif
+
 /* SOL_SOCKET options come to the socket's table, too, from 6.8 on. Before, the core sets them on the carrier and we do not hear of it. */
 static inline void vso_custom_sockopt(struct socket *sock, bool on)
 {

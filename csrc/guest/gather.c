@@ -21,7 +21,7 @@
  *
  * Who adds bytes leaves completed messages to the interrupt, which is on its way: an interrupt that finds nothing is one for nothing.
  *
- * Bytes are copied to pages of the task's fragment without any lock, and the order of writers is the order of tx_lock, as it is
+ * Bytes are copied to pages of the task's fragment without any lock, or are lent pages (lend.c: before Linux 6.5 a file comes page by page), and the order of writers is the order of tx_lock, as it is
  * for messages. Successive writes lie one behind the other in a page, so a held message is one descriptor or two, however many writes it is.
  */
 #include <linux/slab.h>
@@ -32,13 +32,22 @@
 #define VSO_GATHER_AHEAD	2
 #define VSO_GATHER_MAX		32768	/* bytes of a held message: more would only let the device wait for it */
 #define VSO_GATHER_FRAGS	18
+#define VSO_GATHER_PIECE	MAX(VSO_TX_INLINE, PAGE_SIZE)	/* one write */
 
 static_assert(VSO_GATHER_FRAGS <= VSO_TX_FRAGS);
 
-/** vso_gather_wanted() - shall a write of @n bytes be held? A guess, without a lock: vso_gather() looks again, and the order is kept either way */
-bool vso_gather_wanted(const struct vso_sock *vs, u32 n)
+/**
+ * vso_gather_wanted() - shall a write of @n bytes be held? A guess, without a lock: vso_gather() looks again, and the order is kept either way
+ * @pages: where they lie, if it is in pages that may be lent (lend.c); else NULL
+ */
+bool vso_gather_wanted(const struct vso_sock *vs, const struct iov_iter *pages, u32 n)
 {
-	return n <= VSO_TX_INLINE && (READ_ONCE(vs->held) || READ_ONCE(vs->unread) >= VSO_GATHER_AHEAD);
+	struct page *page;
+	u32 off;
+
+	if (!READ_ONCE(vs->held) && READ_ONCE(vs->unread) < VSO_GATHER_AHEAD)
+		return false;
+	return n <= VSO_TX_INLINE || (pages && vso_lend_piece(pages, &page, &off) >= n);
 }
 
 /** vso_gather_due() - may what is held go? Called under tx_lock */
@@ -92,8 +101,8 @@ static struct vso_tx *vso_gather_new(struct vso_sock *vs)
 	return tx;
 }
 
-/* the next @n bytes of the held message. Called under tx_lock. Return: it takes no more */
-static bool vso_gather_add(struct vso_tx *tx, struct page *page, u32 off, u32 n)
+/* the next @n bytes of the held message; @lend: in a page of somebody else. Called under tx_lock. Return: it takes no more */
+static bool vso_gather_add(struct vso_tx *tx, struct page *page, u32 off, u32 n, bool lend)
 {
 	struct vso_frag *frag = (struct vso_frag *)tx->body, *last = tx->frags ? &frag[tx->frags - 1] : NULL;
 	u32 len = le32_to_cpu(tx->hdr.len) + n;
@@ -102,37 +111,50 @@ static bool vso_gather_add(struct vso_tx *tx, struct page *page, u32 off, u32 n)
 		last->len += n;
 	} else {
 		get_page(page);
-		frag[tx->frags++] = (struct vso_frag){ page, off, n };
+		if (lend)
+			vso_lend_page(&frag[tx->frags++], page, off, n);
+		else
+			frag[tx->frags++] = (struct vso_frag){ .page = page, .off = off, .len = n };
 	}
 	tx->hdr.len = cpu_to_le32(len);
 	tx->truesize += n;
-	return len + VSO_TX_INLINE > min_t(u32, VSO_GATHER_MAX, tx->vs->dev->max_payload) || tx->frags == VSO_GATHER_FRAGS;
+	return len + VSO_GATHER_PIECE > min_t(u32, VSO_GATHER_MAX, tx->vs->dev->max_payload) || tx->frags == VSO_GATHER_FRAGS;
 }
 
 /**
- * vso_gather() - send the next @n bytes of the caller, VSO_TX_INLINE at most, for which credit is reserved; held, if others are unread
+ * vso_gather() - send the next @n bytes of the caller, for which credit is reserved; held, if others are unread
+ * @pages: they are in one page that may be lent; else they are VSO_TX_INLINE at most
  *
  * Return: 0; -EFAULT or -ENOBUFS: nothing was sent; -EPIPE: this direction is over.
  */
-int vso_gather(struct vso_sock *vs, struct msghdr *msg, u32 n)
+int vso_gather(struct vso_sock *vs, struct msghdr *msg, u32 n, bool pages)
 {
+	bool lend = pages && n > VSO_TX_INLINE;
 	struct page_frag *pfrag = &current->task_frag;
+	struct page *page;
+	u32 off;
 	struct vso_pair *pair = vs->pair;
 	bool first, full, kick = false;
 	struct vso_tx *fresh = NULL;
 	int err = 0;
 
-	if (!vso_frag_refill(&pair->pool[VSO_POOL_OUT], pfrag, n))
+	if (!lend && !vso_frag_refill(&pair->pool[VSO_POOL_OUT], pfrag, n))
 		return -ENOBUFS;
 	if (!READ_ONCE(vs->held)) {
 		fresh = vso_gather_new(vs);
 		if (!fresh)
 			return -ENOBUFS;
 	}
-	if (copy_page_from_iter(pfrag->page, pfrag->offset, n, &msg->msg_iter) != n) {
+	if (lend) {
+		vso_lend_piece(&msg->msg_iter, &page, &off);
+		iov_iter_advance(&msg->msg_iter, n);
+	} else if (copy_page_from_iter(pfrag->page, pfrag->offset, n, &msg->msg_iter) != n) {
 		if (fresh)
 			vso_tx_free(fresh);
 		return -EFAULT;
+	} else {
+		page = pfrag->page;
+		off = pfrag->offset;
 	}
 	spin_lock_bh(&pair->tx_lock);
 	while (!vs->held && !fresh) {
@@ -153,8 +175,9 @@ int vso_gather(struct vso_sock *vs, struct msghdr *msg, u32 n)
 		WRITE_ONCE(vs->held, fresh);
 		fresh = NULL;
 	}
-	full = vso_gather_add(vs->held, pfrag->page, pfrag->offset, n);
-	pfrag->offset += n;
+	full = vso_gather_add(vs->held, page, off, n, lend);
+	if (!lend)
+		pfrag->offset += n;
 	if (full || vso_gather_due(vs))
 		vso_gather_release(pair, vs);
 	if (first || !vs->held)

@@ -12,6 +12,7 @@
  * A pair is started with rings, closed to senders, and stopped, in this order and by transport.c alone.
  */
 #include <linux/scatterlist.h>
+#include <linux/skbuff.h>
 #include <linux/slab.h>
 #include <linux/virtio.h>
 #include <linux/virtio_config.h>
@@ -58,11 +59,14 @@ void vso_tx_free(struct vso_tx *tx)
 	int i;
 
 	for (i = 0; i < tx->frags; i++) {
-		if (vs)
+		if (frag[i].lent)
+			vso_lend_back(&frag[i]);
+		else if (vs)
 			vso_pool_put(&vs->pair->pool[VSO_POOL_OUT], frag[i].page, page_private(frag[i].page));
 		else
 			put_page(frag[i].page);		/* it was never sent */
 	}
+	net_zcopy_put(tx->note);
 	if (!tx->embedded)
 		kfree(tx);
 	if (vs)
@@ -92,6 +96,7 @@ static int vso_tx_add(struct vso_pair *pair, struct vso_tx *tx)
 			sg_set_page(&sg[i + 1], frag[i].page, frag[i].len, frag[i].off);
 	}
 	err = virtqueue_add_outbuf(pair->tx, sg, tx->frags + 1, tx, GFP_ATOMIC);
+	pair->notes += !err && tx->note;
 	if (!err && vs) {
 		WRITE_ONCE(vs->fwd_told, fwd);
 		tx->counted = tx->hdr.type == cpu_to_le16(VSO_DATA);
@@ -107,6 +112,7 @@ static void vso_tx_reclaim(struct vso_pair *pair)
 	unsigned int len;
 
 	while ((tx = virtqueue_get_buf(pair->tx, &len))) {
+		pair->notes -= !!tx->note;
 		if (tx->counted) {
 			WRITE_ONCE(tx->vs->unread, tx->vs->unread - 1);
 			if (vso_gather_due(tx->vs))
@@ -134,12 +140,12 @@ bool vso_tx_drain(struct vso_pair *pair)
 			if (vs && atomic_sub_return(tx->truesize, &vs->queued) < VSO_TXQ_LIMIT)
 				vso_write_space(vs);
 		}
-		if (!tx && list_empty(&pair->held)) {
+		if (!tx && !pair->notes && list_empty(&pair->held)) {
 			virtqueue_disable_cb(pair->tx);
 			return added;
 		}
-		/* an interrupt shall say when something has been read or, of a full ring, a good part of it */
-		if (tx ? virtqueue_enable_cb_delayed(pair->tx) : virtqueue_enable_cb(pair->tx))
+		/* an interrupt shall say when something has been read or, of a full ring or of what is notified of, a good part of it */
+		if (list_empty(&pair->held) ? virtqueue_enable_cb_delayed(pair->tx) : virtqueue_enable_cb(pair->tx))
 			return added;
 		vso_tx_reclaim(pair);
 	}
@@ -335,6 +341,7 @@ void vso_pair_start(struct vso_pair *pair, struct virtqueue *rx, struct virtqueu
 	pair->rx = rx;
 	pair->tx = tx;
 	pair->rx_posted = 0;
+	pair->notes = 0;
 	vso_pool_open(&pair->pool[VSO_POOL_OUT]);
 	vso_pool_open(&pair->pool[VSO_POOL_IN]);
 	pair->rx_target = min_t(unsigned int, virtqueue_get_vring_size(rx) / VSO_RX_PAGES, VSO_RX_BUFFERS);

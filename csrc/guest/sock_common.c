@@ -12,7 +12,6 @@
  * flow lives on without the socket until CLOSED. What the native release does for the carrier is done last, by the native table.
  */
 #include <linux/sched/signal.h>
-#include <linux/skbuff.h>
 #include <linux/wait.h>
 #include <net/inet_sock.h>
 #include <net/tcp_states.h>
@@ -50,34 +49,6 @@ int vso_wait_event(struct vso_sock *vs, struct sock *sk, long *timeo, bool (*rea
 	}
 	remove_wait_queue(sk_sleep(sk), &wait);
 	return err;
-}
-
-/**
- * vso_zerocopy_begin() - MSG_ZEROCOPY, for who has asked for notifications by SO_ZEROCOPY
- *
- * The bytes are copied, as natively where a device cannot take them from where they are (loopback, for one): the notification comes at once,
- * in the error queue of the carrier, and says SO_EE_CODE_ZEROCOPY_COPIED. It counts what is not read of them, and so may fail.
- * io_uring (msg_ubuf) has its own. Return: 0, with @note for vso_zerocopy_end(); -ENOBUFS
- */
-int vso_zerocopy_begin(struct sock *sk, const struct msghdr *msg, size_t len, struct ubuf_info **note)
-{
-	*note = NULL;
-	if (likely(!(msg->msg_flags & MSG_ZEROCOPY)) || !len || msg->msg_ubuf || !sock_flag(sk, SOCK_ZEROCOPY))
-		return 0;
-	*note = vso_msg_zerocopy(sk, len);
-	if (!*note)
-		return -ENOBUFS;
-	uarg_to_msgzc(*note)->zerocopy = 0;
-	return 0;
-}
-
-/** vso_zerocopy_end() - notify; or not, when nothing was sent: the number goes to the next. @note may be NULL */
-void vso_zerocopy_end(struct ubuf_info *note, bool sent)
-{
-	if (sent)
-		net_zcopy_put(note);
-	else
-		net_zcopy_put_abort(note, true);
 }
 
 /** vso_acceptq_flush() - refuse the connections that nobody accepted */
@@ -257,9 +228,9 @@ void vso_ops_fill(struct vso_row *row)
 	ops->recvmsg = stream ? vso_stream_recvmsg : vso_dgram_recvmsg;
 	ops->show_fdinfo = vso_show_fdinfo;
 	ops->mmap = sock_no_mmap;
-	/* users inside the kernel that would reach around us: sendfile and splice fall back to sendmsg and recvmsg */
+	/* users inside the kernel that would reach around us: splice falls back to sendmsg and recvmsg */
 #ifdef VSO_HAVE_SENDPAGE
-	ops->sendpage = NULL;
+	ops->sendpage = stream ? vso_stream_sendpage : NULL;
 	ops->sendpage_locked = NULL;
 #endif
 	ops->splice_read = NULL;

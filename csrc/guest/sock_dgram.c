@@ -506,6 +506,7 @@ int vso_dgram_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 	err = vso_zerocopy_begin(sk, msg, len, &note);
 	if (err)
 		goto out;
+	vso_zerocopy_copied(note);
 	if (!msg->msg_name && vs->conn == VSO_TO_NATIVE)
 		err = VSO_NATIVELY;
 	else

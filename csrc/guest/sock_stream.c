@@ -92,13 +92,37 @@ static void vso_unreserve(struct vso_sock *vs, u32 n)
 	spin_unlock_bh(&vs->lock);
 }
 
-/* a DATA message with the next @n bytes of the caller: header and bytes together if small, else bytes in pages of the task's fragment */
-static struct vso_tx *vso_build_data(struct vso_sock *vs, struct msghdr *msg, u32 n)
+/* copy the next @n bytes of the caller to pages of the task's fragment. Return: the bytes, fewer without memory; -EFAULT */
+static int vso_copy_data(struct vso_sock *vs, struct vso_tx *tx, struct msghdr *msg, u32 n)
 {
+	struct vso_frag *frag = (struct vso_frag *)tx->body;
 	struct page_frag *pfrag = &current->task_frag;
-	struct vso_frag *frag;
-	struct vso_tx *tx;
 	u32 done = 0;
+
+	while (done < n && tx->frags < VSO_TX_FRAGS) {
+		u32 part;
+
+		if (!vso_frag_refill(&vs->pair->pool[VSO_POOL_OUT], pfrag, min_t(u32, n - done, PAGE_SIZE)))
+			break;
+		part = min(n - done, pfrag->size - pfrag->offset);
+		if (copy_page_from_iter(pfrag->page, pfrag->offset, part, &msg->msg_iter) != part)
+			return -EFAULT;
+		get_page(pfrag->page);
+		frag[tx->frags++] = (struct vso_frag){ .page = pfrag->page, .off = pfrag->offset, .len = part };
+		pfrag->offset += part;
+		done += part;
+	}
+	return done;
+}
+
+/*
+ * A DATA message with the next @n bytes of the caller, or fewer: header and bytes together if small, else bytes in pages. @lend: they may be
+ * the caller's own, @note: who wants to know when they are read
+ */
+static struct vso_tx *vso_build_data(struct vso_sock *vs, struct msghdr *msg, u32 n, bool lend, struct ubuf_info *note)
+{
+	struct vso_tx *tx;
+	int done = 0;
 
 	if (n <= VSO_TX_INLINE) {
 		tx = kmalloc(sizeof(*tx) + n, GFP_KERNEL_ACCOUNT);
@@ -110,31 +134,22 @@ static struct vso_tx *vso_build_data(struct vso_sock *vs, struct msghdr *msg, u3
 			kfree(tx);
 			return ERR_PTR(-EFAULT);
 		}
+		vso_zerocopy_copied(note);
 	} else {
-		tx = kmalloc(sizeof(*tx) + VSO_TX_FRAGS * sizeof(*frag), GFP_KERNEL_ACCOUNT);
+		tx = kmalloc(sizeof(*tx) + VSO_TX_FRAGS * sizeof(struct vso_frag), GFP_KERNEL_ACCOUNT);
 		if (!tx)
 			return ERR_PTR(-ENOBUFS);
 		memset(tx, 0, sizeof(*tx));
-		tx->truesize = sizeof(*tx) + VSO_TX_FRAGS * sizeof(*frag) + n;
-		frag = (struct vso_frag *)tx->body;
-		while (done < n && tx->frags < VSO_TX_FRAGS) {
-			u32 part;
-
-			if (!vso_frag_refill(&vs->pair->pool[VSO_POOL_OUT], pfrag, min_t(u32, n - done, PAGE_SIZE)))
-				break;
-			part = min(n - done, pfrag->size - pfrag->offset);
-			if (copy_page_from_iter(pfrag->page, pfrag->offset, part, &msg->msg_iter) != part) {
-				vso_tx_free(tx);
-				return ERR_PTR(-EFAULT);
-			}
-			get_page(pfrag->page);
-			frag[tx->frags++] = (struct vso_frag){ pfrag->page, pfrag->offset, part };
-			pfrag->offset += part;
-			done += part;
-		}
+		tx->truesize = sizeof(*tx) + VSO_TX_FRAGS * sizeof(struct vso_frag) + n;
+		if (lend)
+			done = vso_lend(tx, msg, n, note);
 		if (!done) {
+			vso_zerocopy_copied(note);
+			done = vso_copy_data(vs, tx, msg, n);
+		}
+		if (done <= 0) {
 			vso_tx_free(tx);
-			return ERR_PTR(-ENOBUFS);
+			return ERR_PTR(done ?: -ENOBUFS);
 		}
 		if (done < n) {
 			vso_unreserve(vs, n - done);
@@ -147,10 +162,15 @@ static struct vso_tx *vso_build_data(struct vso_sock *vs, struct msghdr *msg, u3
 	tx->hdr.len = cpu_to_le32(n);
 	refcount_inc(&vs->ref);
 	tx->vs = vs;
+	if (note) {
+		net_zcopy_get(note);
+		tx->note = note;
+	}
 	return tx;
 }
 
-int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
+/* @pages: the bytes lie in pages that may be lent (lend.c); MSG_ZEROCOPY says of itself that they may */
+static int vso_stream_send(struct socket *sock, struct msghdr *msg, size_t len, bool pages)
 {
 	struct vso_sock *vs = vso_sock_get(sock);
 	struct sock *sk = sock->sk;
@@ -209,8 +229,8 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			copied += !err;
 			break;
 		}
-		if (vso_gather_wanted(vs, n)) {
-			err = vso_gather(vs, msg, n);
+		if (!note && vso_gather_wanted(vs, pages ? &msg->msg_iter : NULL, n)) {
+			err = vso_gather(vs, msg, n, pages);
 			if (err) {
 				vso_unreserve(vs, n);
 				break;
@@ -218,7 +238,7 @@ int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
 			copied += n;
 			continue;
 		}
-		tx = vso_build_data(vs, msg, n);
+		tx = vso_build_data(vs, msg, n, pages || note, note);
 		if (IS_ERR(tx)) {
 			vso_unreserve(vs, n);
 			err = PTR_ERR(tx);
@@ -243,6 +263,22 @@ out:
 	vso_sock_put(vs);
 	return err;
 }
+
+int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len)
+{
+	return vso_stream_send(sock, msg, len, msg->msg_flags & VSO_SPLICE_PAGES && iov_iter_is_bvec(&msg->msg_iter));
+}
+
+#ifdef VSO_HAVE_SENDPAGE
+ssize_t vso_stream_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags)
+{
+	struct bio_vec piece = { .bv_page = page, .bv_len = size, .bv_offset = offset };
+	struct msghdr msg = { .msg_flags = flags };
+
+	iov_iter_bvec(&msg.msg_iter, WRITE, &piece, 1, size);
+	return vso_stream_send(sock, &msg, size, true);
+}
+#endif
 
 /* ------------------------------------------------------------------------------------------------------ poll, shutdown */
 

@@ -3,7 +3,7 @@
  * vso.h - what the parts of virtio_socket.ko share.
  *
  * Parts.  main.c decides (whose socket is this?), hook.c puts our wrappers into the kernel's protocol switch, sock_*.c are the socket
- * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, poll.c and idle.c look at them before a task or a processor sleeps, pool.c keeps pages to use them again, window.c says how much may wait for a reader, gather.c makes one message of small writes, proc.c shows
+ * operations, netns.c says which network namespaces are offered, flow.c is the life of a flow and what the device says about it, transport.c is the virtio driver, pair.c its rings, poll.c and idle.c look at them before a task or a processor sleeps, pool.c keeps pages to use them again, window.c says how much may wait for a reader, gather.c makes one message of small writes, lend.c sends pages of others as they are, proc.c shows
  * /proc/net/hwsock, uri.c translates addresses.
  *
  * A struct socket is in one of three states, told by sock->ops alone:
@@ -150,6 +150,7 @@ struct vso_poll {
  * @run: @tx may be touched; false from remove on
  * @txq: messages that found the ring full, in order
  * @held: what flows hold back, in no order (gather.c)
+ * @notes: messages in the ring whose end somebody is to be notified of (lend.c)
  * @rx_posted: chains the device holds (tasklet only)
  * @pool: pages to use again, by direction
  * @lookers: tasks that serve the rings while they wait, poll.c and idle.c: the device need not call
@@ -165,6 +166,7 @@ struct vso_pair {
 	bool run;
 	struct list_head txq;
 	struct list_head held;
+	unsigned int notes;
 	unsigned int rx_posted;
 	unsigned int rx_target;
 	struct vso_pool pool[VSO_POOLS];
@@ -212,7 +214,8 @@ struct vso_dev {
 
 struct vso_frag {
 	struct page *page;
-	u32 off;
+	u32 off : 31;
+	u32 lent : 1;			/* not a page of ours: lend.c */
 	u32 len;
 };
 
@@ -233,6 +236,7 @@ struct vso_tx {
 	bool embedded;
 	bool counted;
 	bool queued;
+	struct ubuf_info *note;		/* who is to be notified when it has been read, a reference: lend.c */
 	struct vso_hdr hdr;
 	u8 body[];
 };
@@ -288,11 +292,21 @@ void vso_idle_ask(struct vso_pair *pair);
 
 /* ------------------------------------------------------------------------------------------------------------ gather.c */
 
-bool vso_gather_wanted(const struct vso_sock *vs, u32 n);
+bool vso_gather_wanted(const struct vso_sock *vs, const struct iov_iter *pages, u32 n);
 bool vso_gather_due(const struct vso_sock *vs);
 void vso_gather_release(struct vso_pair *pair, struct vso_sock *vs);
 void vso_gather_flush(struct vso_sock *vs);
-int vso_gather(struct vso_sock *vs, struct msghdr *msg, u32 n);
+int vso_gather(struct vso_sock *vs, struct msghdr *msg, u32 n, bool pages);
+
+/* -------------------------------------------------------------------------------------------------------------- lend.c */
+
+u32 vso_lend_piece(const struct iov_iter *it, struct page **page, u32 *off);
+void vso_lend_page(struct vso_frag *frag, struct page *page, u32 off, u32 len);
+void vso_lend_back(const struct vso_frag *frag);
+int vso_lend(struct vso_tx *tx, struct msghdr *msg, u32 n, struct ubuf_info *note);
+int vso_zerocopy_begin(struct sock *sk, const struct msghdr *msg, size_t len, struct ubuf_info **note);
+void vso_zerocopy_copied(struct ubuf_info *note);
+void vso_zerocopy_end(struct ubuf_info *note, bool sent);
 
 /* ------------------------------------------------------------------------------------------------------------- hints.c */
 
@@ -507,8 +521,6 @@ void vso_native_work(struct work_struct *work);
 void vso_ops_fill(struct vso_row *row);
 int vso_wait_event(struct vso_sock *vs, struct sock *sk, long *timeo, bool (*ready)(struct vso_sock *vs, u32 arg), u32 arg,
 		   bool exclusive);
-int vso_zerocopy_begin(struct sock *sk, const struct msghdr *msg, size_t len, struct ubuf_info **note);
-void vso_zerocopy_end(struct ubuf_info *note, bool sent);
 void vso_acceptq_flush(struct vso_sock *vs);
 void vso_carrier_unlisten(struct vso_sock *vs, struct sock *sk);
 
@@ -529,6 +541,9 @@ void vso_windows_tick(struct vso_dev *dev);
 
 /* sock_stream.c */
 int vso_stream_sendmsg(struct socket *sock, struct msghdr *msg, size_t len);
+#ifdef VSO_HAVE_SENDPAGE
+ssize_t vso_stream_sendpage(struct socket *sock, struct page *page, int offset, size_t size, int flags);
+#endif
 __poll_t vso_stream_poll(struct file *file, struct socket *sock, struct poll_table_struct *wait);
 int vso_stream_shutdown(struct socket *sock, int how);
 bool vso_stream_writable(struct vso_sock *vs);

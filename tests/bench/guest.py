@@ -81,6 +81,8 @@ def _datagrams(way: str, size: int) -> Measure:
 MEASURES = {
     "out64": Measure("out 65536 {ms}", {"out64": rate}, moves=True),
     "in64": Measure("in 65536 {ms}", {"in64": rate}, moves=True),
+    "file64": Measure("file 65536 {ms}", {"file64": rate}, moves=True),
+    "zero64": Measure("zerocopy 65536 {ms}", {"zero64": rate}, moves=True),
     "out1": Measure("out 1024 {ms}", {"out1": rate}, moves=True),
     "in1": Measure("in 1024 {ms}", {"in1": rate}, moves=True),
     "ask": Measure("ask {ms}", {"p50": lambda n: n[0] / 1000, "p99": lambda n: n[1] / 1000}),
@@ -100,6 +102,8 @@ COPY_FROM, COPY_TO = "copy-from", "copy-to"
 ROWS = {
     "out64": Row("guest to host, 64 KiB writes, Mbit/s", ".0f", 1.5),
     "in64": Row("host to guest, 64 KiB writes, Mbit/s", ".0f", 1.0),
+    "file64": Row("guest to host, sendfile of 64 KiB each, Mbit/s", ".0f", 1.5),
+    "zero64": Row("guest to host, 64 KiB with MSG_ZEROCOPY, Mbit/s", ".0f", 1.5),
     "out1": Row("guest to host, 1 KiB writes, Mbit/s", ".0f", 1.5),
     "in1": Row("host to guest, 1 KiB writes, Mbit/s", ".0f", 1.0),
     "p50": Row("round trip of 64 bytes, median, us", ".0f", 0.9, less=True),
@@ -126,6 +130,8 @@ ROWS = {
     "in64-backend": Row("CPU of the back-end, s per GB, 64 KiB to the guest", ".2f"),
     "out64-cpu": Row("CPU with QEMU's, s per GB, 64 KiB to the host", ".2f", 1.0, less=True),
     "in64-cpu": Row("CPU with QEMU's, s per GB, 64 KiB to the guest", ".2f", 1.0, less=True),
+    "file64-cpu": Row("CPU with QEMU's, s per GB, sendfile to the host", ".2f", 1.0, less=True),
+    "zero64-cpu": Row("CPU with QEMU's, s per GB, MSG_ZEROCOPY to the host", ".2f", 1.0, less=True),
     "out1-cpu": Row("CPU with QEMU's, s per GB, 1 KiB to the host", ".2f", 1.0, less=True),
     "in1-cpu": Row("CPU with QEMU's, s per GB, 1 KiB to the guest", ".2f", 1.0, less=True),
     "iperf-out-cpu": Row("CPU with QEMU's, s per GB, iperf3 to the host", ".2f", 1.0, less=True),

@@ -4,7 +4,9 @@
  * runs on the host where those into a guest are measured.
  *
  * near WHERE out SIZE MS	send for about MS, SIZE bytes in each write, until the far end has it all
- * near WHERE in SIZE MS	the same the other way; SIZE is in each write there and each read here
+ * near WHERE file SIZE MS	likewise, SIZE bytes in each sendfile() of a file in tmpfs, from its beginning to its end and again
+ * near WHERE zerocopy SIZE MS	likewise, SIZE bytes of memory in each send(MSG_ZEROCOPY), as many at once as the kernel takes
+ * near WHERE in SIZE MS	out the other way; SIZE is in each write there and each read here
  * near WHERE ask MS		64 bytes and their echo, one after the other
  * near WHERE cycle MS		connect, 64 bytes and their echo, close; one after the other
  * near WHERE many COUNT	COUNT connections opened, then asked in turn; all are open at once
@@ -18,7 +20,7 @@
  * near - copy MS		no connection: what the kernel copies from a program and to it
  *
  * WHERE is tcp:ADDRESS:PORT, udp:ADDRESS:PORT, vsock:CID:PORT, unix:PATH, or into:PATH:PORT, where a vsock device has a Unix socket at PATH for
- * those who call its guest (Firecracker's convention: a line CONNECT PORT, and one with OK). Prints a line: for out and in, bytes, nanoseconds, and bytes of the runs that found
+ * those who call its guest (Firecracker's convention: a line CONNECT PORT, and one with OK). Prints a line: for out, file, zerocopy and in, bytes, nanoseconds, and bytes of the runs that found
  * out how many that should be, too; for ask, nanoseconds of the median and the 99th percentile, and the number; for cycle and many, number
  * and nanoseconds; for datagrams, those that came, nanoseconds, and those that were sent; for span, bytes and nanoseconds; for held and
  * unread, a line each time: nanoseconds of sending beside it, without it, of receiving beside it, without it; for copy, bytes and nanoseconds from a program, and the same to it.
@@ -49,6 +51,7 @@
 #include <linux/vm_sockets.h>
 
 #include "far.h"
+#include "give.h"
 #include "program.h"
 
 enum { MOST_ASKED = 1 << 16, WORDS = 64, GIVE_UP_MS = 200, ASK_AGAIN = 100, STUCK_MS = 50 /* of no room */ };
@@ -62,11 +65,10 @@ static union {
 static socklen_t where_len;
 static unsigned int call;	/* into: the guest's port */
 static bool dgram;
-static uint8_t piece[FAR_PIECE];
 
 static void usage(void)
 {
-	fputs("usage: near WHERE out SIZE MS | in SIZE MS | ask MS | cycle MS | many COUNT | span-out SIZE MS | span-in SIZE MS |\n"
+	fputs("usage: near WHERE out SIZE MS | file SIZE MS | zerocopy SIZE MS | in SIZE MS | ask MS | cycle MS | many COUNT | span-out SIZE MS | span-in SIZE MS |\n"
 	      "\theld OUT IN TIMES | unread OUT IN TIMES | dgram-out SIZE MS | dgram-in SIZE MS | copy MS\n", stderr);
 	exit(2);
 }
@@ -107,30 +109,6 @@ static void set_where(char *text)
 	}
 }
 
-static void put(int fd, const void *data, size_t len)
-{
-	while (len) {
-		ssize_t n = write(fd, data, len);
-
-		if (n < 0)
-			die("write");
-		data = (const uint8_t *)data + n;
-		len -= (size_t)n;
-	}
-}
-
-static void get(int fd, void *data, size_t len)
-{
-	while (len) {
-		ssize_t n = read(fd, data, len);
-
-		if (n <= 0)
-			die("read");
-		data = (uint8_t *)data + n;
-		len -= (size_t)n;
-	}
-}
-
 static int connected(void)
 {
 	int fd = socket(where.any.sa_family, dgram ? SOCK_DGRAM : SOCK_STREAM, 0);
@@ -157,7 +135,7 @@ static uint64_t move(int fd, uint32_t what, uint32_t size, uint64_t amount)
 	put(fd, &r, sizeof(r));
 	if (what == FAR_SINK) {
 		for (uint64_t left = amount; left; left -= size)
-			put(fd, piece, size);
+			give(fd, size);
 		get(fd, &answer, sizeof(answer));
 	} else {
 		for (uint64_t left = amount; left;) {
@@ -445,7 +423,11 @@ int main(int argc, char **argv)
 		usage();
 	set_where(argv[1]);
 	memset(piece, 7, sizeof(piece));
-	if (!strcmp(kind, "out") && size && size <= FAR_PIECE)
+	if (!strcmp(kind, "file"))
+		give = give_file;
+	else if (!strcmp(kind, "zerocopy"))
+		give = give_zerocopy;
+	if ((!strcmp(kind, "out") || give != give_written) && size && size <= FAR_PIECE)
 		bulk(FAR_SINK, (uint32_t)size, last * 1000000);
 	else if (!strcmp(kind, "in") && size && size <= FAR_PIECE)
 		bulk(FAR_SOURCE, (uint32_t)size, last * 1000000);

@@ -159,6 +159,29 @@ static uint8_t pattern(uint64_t i)
 	return (uint8_t)(i ^ (i >> 8) ^ (i >> 16) ^ 0x5a);
 }
 
+/* the end of a "sink": it has got just these bytes */
+__attribute__((unused))
+static void sink_has(int fd, const uint8_t *data, size_t len)
+{
+	char answer[64] = "", want[64];
+	uint32_t crc = ~0u;
+	size_t got = 0;
+	ssize_t n;
+
+	for (size_t i = 0; i < len; i++) {
+		crc ^= data[i];
+		for (int k = 0; k < 8; k++)
+			crc = crc & 1 ? (crc >> 1) ^ 0xedb88320u : crc >> 1;
+	}
+	MUST(shutdown(fd, SHUT_WR) == 0);
+	while ((n = recv(fd, answer + got, sizeof(answer) - 1 - got, 0)) > 0)
+		got += n;
+	SAME(n, 0);
+	snprintf(want, sizeof(want), "%zu %08x\n", len, ~crc);
+	if (strcmp(answer, want))
+		fail("the peer got \"%s\", not \"%s\"", answer, want);
+}
+
 static int check_count, check_failed;
 
 /* run one claim in a child; print it as TAP */

@@ -65,6 +65,68 @@ static void sendfile_sends_a_file(void)
 	MUST(memcmp(a, b, sizeof(a)) == 0);
 }
 
+/* @len bytes of the pattern in memory, and in a file that shares it */
+static uint8_t *patterned(size_t len, int *file)
+{
+	uint8_t *data;
+
+	*file = memfd_create("patterned", 0);
+	MUST(*file >= 0 && ftruncate(*file, len) == 0);
+	data = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, *file, 0);
+	MUST(data != MAP_FAILED);
+	for (size_t i = 0; i < len; i++)
+		data[i] = pattern(i);
+	return data;
+}
+
+static void a_long_file_arrives_as_it_is_from_any_place_on(void)
+{
+	static const size_t from[] = { 0, 777, 4096 }, upto[] = { 0, 1, 300001 };	/* how much of it a call shall send; 0: all */
+	size_t len = (1 << 20) + 1234;
+	int file;
+	uint8_t *data = patterned(len, &file);
+
+	for (size_t i = 0; i < 3; i++) {
+		int fd = ask(&peer, "sink\n");
+		off_t at = from[i];
+
+		for (size_t n = 0; at < (off_t)len; n++)
+			MUST(sendfile(fd, file, &at, upto[i] && n < 100 ? upto[i] : len - at) > 0);
+		sink_has(fd, data + from[i], len - from[i]);
+		close(fd);
+	}
+}
+
+static void pieces_of_files_and_memory_keep_their_order_in_a_pipe(void)
+{
+	static const size_t size[] = { 1, 4096, 2048, 2049, 60000, 3, 5000, 4095 };
+	size_t len = 1 << 20, sent = 0;
+	int file, p[2], fd = ask(&peer, "sink\n");
+	uint8_t *data = patterned(len, &file);
+
+	MUST(pipe(p) == 0);
+	for (size_t i = 0; sent < len; i++) {
+		size_t n = size[i % 8] < len - sent ? size[i % 8] : len - sent;
+		off_t at = sent;
+		ssize_t in;
+		int waits;
+
+		if (i % 3)
+			in = splice(file, &at, p[1], NULL, n, 0);
+		else
+			in = write(p[1], data + sent, n < 4096 ? n : 4096);
+		MUST(in > 0);
+		sent += in;
+		if (i % 4 != 3 && sent < len && in <= 4096)
+			continue;
+		do {
+			MUST(splice(p[0], NULL, fd, NULL, 1 << 20, i % 2 ? SPLICE_F_MORE : 0) > 0);
+			MUST(ioctl(p[0], FIONREAD, &waits) == 0);
+		} while (waits);
+	}
+	sink_has(fd, data, len);
+}
+
 static void splice_moves_bytes_both_ways(void)
 {
 	int fd = ask(&peer, "echo\n"), p[2];
@@ -400,6 +462,57 @@ static void zero_copy_sends_are_notified_of_in_the_error_queue(void)
 	await_notifications(fd, 0, sends + 1);
 }
 
+/* sends of all sizes, from memory and from a file's; and once they are notified of, the memory is the program's again */
+static void bytes_that_are_sent_zero_copy_arrive_as_they_were(void)
+{
+	static const size_t size[] = { 65536, 1, 300001, 2049, 4096, 100000 };
+	int file, fd = ask(&peer, "sink\n");
+	size_t len = 2 << 20, sent = 0;
+	uint8_t *shared = patterned(len, &file), *data = malloc(len + 5), *was = malloc(len);
+	uint32_t sends = 0;
+
+	data += 5;
+	memcpy(data, shared, len);
+	memcpy(was, shared, len);
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)) == 0);
+	while (sent < len) {
+		size_t n = size[sends % 6] < len - sent ? size[sends % 6] : len - sent;
+		ssize_t done = send(fd, (sends % 2 ? shared : data) + sent, n, MSG_ZEROCOPY);
+
+		MUST(done > 0);
+		sent += done;
+		sends++;
+	}
+	await_notifications(fd, 0, sends);
+	memset(data, 0, len);
+	memset(shared, 0, len);
+	sink_has(fd, was, len);
+}
+
+static void what_a_program_sent_zero_copy_outlives_it(void)
+{
+	int file, fd = ask(&peer, "gate\n");
+	size_t len = 100000;
+	uint8_t *shared = patterned(len, &file), *was = malloc(len);
+	pid_t pid;
+
+	memcpy(was, shared, len);
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)) == 0);
+	pid = fork();
+	if (!pid) {
+		uint8_t *own = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		memcpy(own, was, len);
+		SAME(send(fd, own, len, MSG_ZEROCOPY), len);
+		MUST(munmap(own, len) == 0);
+		_exit(0);
+	}
+	MUST(waitpid(pid, NULL, 0) == pid);
+	open_the_gate();
+	await_notifications(fd, 0, 1);
+	sink_has(fd, was, len);
+}
+
 static void zero_copy_datagrams_are_notified_of_in_the_error_queue(void)
 {
 	int fd = socket(peer.ss.ss_family, SOCK_DGRAM, 0);
@@ -535,8 +648,12 @@ int main(int argc, char **argv)
 	C(scatter_and_gather_keep_the_order);
 	C(msg_more_and_cork_delay_and_lose_nothing);
 	C(sendfile_sends_a_file);
+	C(a_long_file_arrives_as_it_is_from_any_place_on);
+	C(pieces_of_files_and_memory_keep_their_order_in_a_pipe);
 	C(splice_moves_bytes_both_ways);
 	C(zero_copy_sends_are_notified_of_in_the_error_queue);
+	C(bytes_that_are_sent_zero_copy_arrive_as_they_were);
+	C(what_a_program_sent_zero_copy_outlives_it);
 	C(zero_copy_datagrams_are_notified_of_in_the_error_queue);
 	C(io_uring_connects_sends_receives_and_polls);
 	C(io_uring_accepts_on_loopback);

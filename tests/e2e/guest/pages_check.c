@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /*
- * pages_check PEER PORT - pages of messages are used again, by whom they may be, and let go when nobody needs them.
+ * pages_check PEER PORT - pages of messages are used again, by whom they may be, and let go when nobody needs them; those of others are lent.
  *
- * For a guest with the module, run as root, when nobody else sends. The parameter `pages` of the module says what it keeps and used again. PEER is tests/e2e/peer.py.
+ * For a guest with the module, run as root, when nobody else sends. The parameter `pages` of the module says what it keeps and used again, `lent`
+ * what of others the device may read. PEER is tests/e2e/peer.py.
  */
 #include "check.h"
+#include <linux/errqueue.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 
@@ -133,6 +136,60 @@ static void pages_that_were_read_are_used_again(void)
 	after = pages("in");
 	MUST(after.again - before.again > after.fresh - before.fresh);
 	MUST(after.kept <= KEPT_MOST);
+}
+
+static struct lent { long now, ever; } lent(void)
+{
+	FILE *f = fopen("/sys/module/virtio_socket/parameters/lent", "r");
+	struct lent lent;
+
+	MUST(f && fscanf(f, "now %ld ever %ld", &lent.now, &lent.ever) == 2);
+	fclose(f);
+	return lent;
+}
+
+/* they are collected with what is sent next, or by the watchdog */
+static void await_all_given_back(void)
+{
+	while (lent().now)
+		poll(NULL, 0, 10);
+}
+
+static void pages_of_a_file_are_lent_and_given_back(void)
+{
+	int fd = ask(&peer, "sink\n"), file = memfd_create("lent", 0);
+	long before = lent().ever;
+
+	for (int i = 0; i < PIECES; i++)
+		MUST(write(file, piece, sizeof(piece)) == sizeof(piece));
+	for (off_t at = 0; at < (off_t)PIECES * PIECE; )
+		MUST(sendfile(fd, file, &at, (size_t)PIECES * PIECE - at) > 0);
+	MUST(lent().ever - before >= (long)PIECES * PIECE / getpagesize() / 2);
+	all_came(fd, (long)PIECES * PIECE);
+	await_all_given_back();
+}
+
+/* from the notification alone, which must come though nothing more is sent */
+static void what_is_sent_zero_copy_is_lent_until_it_is_notified_of(void)
+{
+	char control[256];
+	struct msghdr m = { .msg_control = control, .msg_controllen = sizeof(control) };
+	struct sock_extended_err *e;
+	int fd = ask(&peer, "sink\n");
+	long before;
+
+	await_all_given_back();
+	before = lent().ever;
+	MUST(setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &(int){1}, sizeof(int)) == 0);
+	SAME(send(fd, piece, sizeof(piece), MSG_ZEROCOPY), sizeof(piece));
+	MUST(lent().ever - before >= PIECE / getpagesize());
+	MUST(wait_for(fd, 0) & POLLERR);
+	SAME(lent().now, 0);
+	SAME(recvmsg(fd, &m, MSG_ERRQUEUE), 0);
+	e = (void *)CMSG_DATA(CMSG_FIRSTHDR(&m));
+	SAME(e->ee_origin, SO_EE_ORIGIN_ZEROCOPY);
+	SAME(e->ee_code, 0);		/* not SO_EE_CODE_ZEROCOPY_COPIED */
+	all_came(fd, PIECE);
 }
 
 /* a program of @group sends one piece. Return: pages that were used again for it; -1: none were kept */
@@ -280,6 +337,8 @@ int main(int argc, char **argv)
 		piece[i] = pattern(i);
 	C(pages_that_were_sent_are_used_again);
 	C(pages_that_were_read_are_used_again);
+	C(pages_of_a_file_are_lent_and_given_back);
+	C(what_is_sent_zero_copy_is_lent_until_it_is_notified_of);
 	C(a_page_is_used_again_by_its_cgroup_alone);
 	C(what_programs_say_at_once_is_not_mixed);
 	C(what_a_cgroup_was_charged_comes_back);

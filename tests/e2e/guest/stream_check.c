@@ -9,36 +9,16 @@
 
 static struct addr peer;
 
-static uint32_t crc32_step(uint32_t crc, uint8_t byte)
-{
-	crc ^= byte;
-	for (int k = 0; k < 8; k++)
-		crc = crc & 1 ? (crc >> 1) ^ 0xedb88320u : crc >> 1;
-	return crc;
-}
-
 static void half_close_lets_the_answer_come(void)
 {
 	enum { N = 300000 };
 	uint8_t *data = malloc(N);
-	uint32_t crc = ~0u;
-	char answer[64] = "", want[64];
 	int fd = ask(&peer, "sink\n");
-	size_t got = 0;
-	ssize_t n;
 
-	for (int i = 0; i < N; i++) {
+	for (int i = 0; i < N; i++)
 		data[i] = pattern(i);
-		crc = crc32_step(crc, data[i]);
-	}
 	send_all(fd, data, N);
-	MUST(shutdown(fd, SHUT_WR) == 0);
-	while ((n = recv(fd, answer + got, sizeof(answer) - 1 - got, 0)) > 0)
-		got += n;
-	SAME(n, 0);
-	snprintf(want, sizeof(want), "%d %08x\n", N, ~crc);
-	if (strcmp(answer, want))
-		fail("the peer got \"%s\", not \"%s\"", answer, want);
+	sink_has(fd, data, N);
 }
 
 static void peer_half_close_is_eof_after_all_data_and_sending_still_works(void)
