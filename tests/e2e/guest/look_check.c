@@ -266,6 +266,7 @@ static void a_program_that_works_is_not_kept_from_it(void)
 	} while (looked().seconds - before.seconds > 0.05);
 }
 
+/* for as long as it takes: where a processor is slow, the next send may come before a look is over, and that one goes on */
 static void looks_that_find_nothing_are_left_out(void)
 {
 	int ep, fd = watched("hold\n", &ep);
@@ -273,12 +274,13 @@ static void looks_that_find_nothing_are_left_out(void)
 	struct looked before;
 
 	look_for(500);
-	before = looked();
-	for (int i = 0; i < ROUNDS; i++) {
-		send_all(fd, "x", 1);
-		SAME(epoll_wait(ep, &event, 1, 2), 0);
-	}
-	MUST(looked().times - before.times < ROUNDS / 2);
+	do {
+		before = looked();
+		for (int i = 0; i < ROUNDS; i++) {
+			send_all(fd, "x", 1);
+			SAME(epoll_wait(ep, &event, 1, 2), 0);
+		}
+	} while (looked().times - before.times >= ROUNDS / 2);
 }
 
 int main(int argc, char **argv)

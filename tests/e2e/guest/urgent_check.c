@@ -53,10 +53,12 @@ static void an_urgent_byte_is_told_and_read_out_of_band(void)
 {
 	int fd = urgent(), n = -1;
 	struct pollfd p = { .fd = fd, .events = POLLPRI };
+	uint8_t before[BEFORE];
 	char c = 0;
 
 	SAME(recv(fd, &c, 1, MSG_OOB | MSG_PEEK), 1);
 	SAME(c, 'U');
+	SAME(recv(fd, before, BEFORE, MSG_PEEK | MSG_WAITALL), BEFORE);	/* word of it may be ahead of them */
 	c = 0;
 	SAME(recv(fd, &c, 1, MSG_OOB), 1);
 	SAME(c, 'U');
