@@ -142,11 +142,15 @@ COPIED = 0.8  # the share of that which a path may be expected to move
 
 
 class Found(NamedTuple):
-    """figures[path][row]: one for each round. peak[path]: MiB of resident memory, of QEMU and of its back-end."""
+    """figures[path][row]: one for each round. peak[path]: MiB of resident memory, of QEMU and of its back-end.
+
+    touched[path]: MiB of the guest's memory that its back-end has read or written, which are in that.
+    """
 
     figures: dict[str, dict[str, list[float]]]
     peak: dict[str, tuple[float, float | None]]
     versions: dict[str, str]
+    touched: dict[str, float]
 
 
 # ---- measuring
@@ -160,10 +164,10 @@ def cpu(program: Program | None) -> float:
     return (int(words[11]) + int(words[12])) / TICKS
 
 
-def _peak(program: Program) -> float:
-    """MiB. Memory that it shares with the guest counts where it has touched it."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{program.process.pid}/status").read_text(), re.MULTILINE)
-    assert found, "the kernel tells no VmHWM"
+def _memory(program: Program, what: str = "VmHWM") -> float:
+    """MiB, as proc(5) has it; the peak. Memory that it shares with the guest counts where it has touched it."""
+    found = re.search(rf"^{what}:\s+(\d+) kB$", Path(f"/proc/{program.process.pid}/status").read_text(), re.MULTILINE)
+    assert found, f"the kernel tells no {what}"
     return int(found[1]) / 1024
 
 
@@ -236,9 +240,10 @@ def measured(
             for name, each in opened.items():
                 if PATHS[name].ours:
                     keep(name, _copies(each, milliseconds))
-        peak = {name: (_peak(each.vm), _peak(each.backend) if each.backend else None) for name, each in opened.items()}
+        peak = {name: (_memory(each.vm), _memory(each.backend) if each.backend else None) for name, each in opened.items()}
+        touched = {name: _memory(each.backend, "RssShmem") for name, each in opened.items() if each.backend}
         versions = {name: each.vm.qmp.execute("query-version")["package"] for name, each in opened.items()}
-        return Found(figures, peak, versions)
+        return Found(figures, peak, versions, touched)
 
 
 # ---- the report
@@ -274,6 +279,8 @@ def _figures(found: Found) -> list[str]:
     for title, place in (("peak resident memory of QEMU, MiB", 0), ("peak resident memory of the back-end, MiB", 1)):
         values = [found.peak[name][place] if name in found.peak else None for name in names]
         lines.append(f"| {title} | " + " | ".join("-" if value is None else f"{value:.0f}" for value in values) + " |")
+    guests = [f"{found.touched[name]:.0f}" if name in found.touched else "-" for name in names]
+    lines.append("| ... pages of its guest among them, MiB | " + " | ".join(guests) + " |")
     return lines
 
 
