@@ -159,24 +159,33 @@ static uint8_t pattern(uint64_t i)
 	return (uint8_t)(i ^ (i >> 8) ^ (i >> 16) ^ 0x5a);
 }
 
+/* the end of a "sink": what it says of what it got, of @size bytes at most with the 0 behind it */
+__attribute__((unused))
+static void sink_says(int fd, char *answer, size_t size)
+{
+	size_t got = 0;
+	ssize_t n;
+
+	MUST(shutdown(fd, SHUT_WR) == 0);
+	while ((n = recv(fd, answer + got, size - 1 - got, 0)) > 0)
+		got += n;
+	SAME(n, 0);
+	answer[got] = 0;
+}
+
 /* the end of a "sink": it has got just these bytes */
 __attribute__((unused))
 static void sink_has(int fd, const uint8_t *data, size_t len)
 {
-	char answer[64] = "", want[64];
+	char answer[64], want[64];
 	uint32_t crc = ~0u;
-	size_t got = 0;
-	ssize_t n;
 
 	for (size_t i = 0; i < len; i++) {
 		crc ^= data[i];
 		for (int k = 0; k < 8; k++)
 			crc = crc & 1 ? (crc >> 1) ^ 0xedb88320u : crc >> 1;
 	}
-	MUST(shutdown(fd, SHUT_WR) == 0);
-	while ((n = recv(fd, answer + got, sizeof(answer) - 1 - got, 0)) > 0)
-		got += n;
-	SAME(n, 0);
+	sink_says(fd, answer, sizeof(answer));
 	snprintf(want, sizeof(want), "%zu %08x\n", len, ~crc);
 	if (strcmp(answer, want))
 		fail("the peer got \"%s\", not \"%s\"", answer, want);
