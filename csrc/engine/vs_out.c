@@ -104,6 +104,22 @@ static size_t room_in(struct vse_engine *e, const struct vs_chain *c, size_t lim
 }
 
 /*
+ * Where much follows in other chains, the small last piece of one is left out, as a driver keeps large pieces for the reader, while what is in a small
+ * one it copies once more (the guest module's are of 32, 32 and 4 KiB). `len` bytes in *n pieces are the room of the chain, `rest` is what the
+ * window has for this chain and others; returns what is left of the room. What is little beside it is worth no message of its own.
+ */
+static size_t large_of(struct vse_engine *e, const struct vs_chain *c, size_t len, size_t rest, const struct iovec *iov, int *n, size_t *want)
+{
+	size_t last = *n > 1 ? iov[*n - 1].iov_len : len;
+
+	if (last >= len / 4 || last >= iov[*n - 2].iov_len / 2 || rest < len - last + len / 4 || e->dialect->hdr_len + len != c->in_len)
+		return len;
+	--*n;
+	*want -= MIN(*want, last);	/* no chain more than without this */
+	return len - last;
+}
+
+/*
  * One chain always, and more for `want` bytes as long as there are any: a driver's buffers may be as small as 4 KiB, and what is in a
  * socket is then read by one call all the same. Only the first may find the ring starved, since the others can do without.
  */
@@ -113,12 +129,17 @@ size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt)
 	struct vs_chain *c = vse_rx_get(p);
 	size_t total, len;
 	int n, rc;
+	bool many;
 
 	if (!c)
 		return 0;
-	total = e->rx_len[0] = (uint32_t)room_in(e, c, limit, e->iov, cnt);
+	total = room_in(e, c, limit, e->iov, cnt);
+	many = want > total && limit > total && !e->serving;
+	if (many)
+		total = large_of(e, c, total, limit, e->iov, cnt, &want);
+	e->rx_len[0] = (uint32_t)total;
 	e->n_gathered = 1;
-	while (total < want && total < limit && e->n_gathered < VSE_BATCH && !e->serving) {
+	while (many && total < want && total < limit && e->n_gathered < VSE_BATCH) {
 		c = gathered(e, e->n_gathered);
 		rc = vs_vq_pop(p->rx.vq, c);
 		if (!rc)
@@ -133,6 +154,7 @@ size_t vse_rx_gather(struct vse_pair *p, size_t want, size_t limit, int *cnt)
 			break;
 		}
 		len = room_in(e, c, limit - total, e->iov + *cnt, &n);
+		len = large_of(e, c, len, limit - total, e->iov + *cnt, &n, &want);
 		e->rx_len[e->n_gathered++] = (uint32_t)len;
 		total += len;
 		*cnt += n;

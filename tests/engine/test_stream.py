@@ -125,6 +125,23 @@ def test_what_waits_at_the_host_fills_small_buffers_to_the_brim(make_engine: Cal
             flow.close()
 
 
+def test_the_small_last_piece_of_a_buffer_is_used_by_who_needs_it_alone(make_engine: Callable[..., EngineUnderTest]) -> None:
+    """A message that just fits a buffer is one; of a stream that fills several the large pieces are enough."""
+    engine = make_engine(window=0, rx_size=(8192, 8192, 1024), rx_buffers=64)
+    large = 2 * 8192 - len(pack("struct vso_hdr"))
+    for size, wanted in ((large + 1024, [large + 1024]), (6 * large, [large + 1024, *[large] * 4, large - 1024])):
+        with connection(engine) as (flow, host):
+            host.sendall(bytes(size))
+            while ioctl(host, termios.TIOCOUTQ, bytes(4)) != bytes(4):  # until the engine's socket has all of it
+                engine.driver.ping()
+            engine.driver.log = deque()
+            flow.buf_alloc = size
+            flow.tell_credit()
+            assert flow.recv_exactly(size) == bytes(size)
+            assert [len(message.payload) for message in engine.driver.log if message.type == lib.VSO_DATA] == wanted
+            flow.close()
+
+
 def test_data_comes_before_a_reset_through_any_window(make_engine: Callable[..., EngineUnderTest]) -> None:
     engine = make_engine(window=100)
     with connection(engine) as (flow, host):

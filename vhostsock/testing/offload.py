@@ -41,15 +41,16 @@ HDR_SIZE: int = ffi.sizeof("struct vso_hdr")
 class OffloadDriver(RingDriver):
     """The driver of an offload device with these rings: [to the driver, from it] for each pair, in the order of their indices.
 
-    ``window`` is what each flow may hold in bytes; ``rx_buffers`` chains of ``rx_size`` bytes are kept on every to-driver ring.
+    ``window`` is what each flow may hold in bytes; ``rx_buffers`` chains of ``rx_size`` bytes, in one piece or in pieces of
+    these sizes, are kept on every to-driver ring.
     """
 
     def __init__(
-        self, queues: Sequence[DriverQueue], *, window: int = 262144, rx_size: int = 65536, rx_buffers: int = 32
+        self, queues: Sequence[DriverQueue], *, window: int = 262144, rx_size: int | Sequence[int] = 65536, rx_buffers: int = 32
     ) -> None:
         if not queues or len(queues) % 2:
             raise ValueError("rings come in pairs")
-        super().__init__(queues, rx_layout=[rx_size], rx_buffers=rx_buffers)
+        super().__init__(queues, rx_layout=[rx_size] if isinstance(rx_size, int) else rx_size, rx_buffers=rx_buffers)
         self.window = window
         self.max_payload: int = lib.VSO_PAYLOAD_MAX
         self.agreed = 0  # features, once HELLO was answered
