@@ -105,7 +105,7 @@ static int vso_copy_data(struct vso_sock *vs, struct vso_tx *tx, struct msghdr *
 		if (!vso_frag_refill(&vs->pair->pool[VSO_POOL_OUT], pfrag, min_t(u32, n - done, PAGE_SIZE)))
 			break;
 		part = min(n - done, pfrag->size - pfrag->offset);
-		if (copy_page_from_iter(pfrag->page, pfrag->offset, part, &msg->msg_iter) != part)
+		if (copy_from_iter(page_address(pfrag->page) + pfrag->offset, part, &msg->msg_iter) != part)
 			return -EFAULT;
 		get_page(pfrag->page);
 		frag[tx->frags++] = (struct vso_frag){ .page = pfrag->page, .off = pfrag->offset, .len = part };

@@ -101,10 +101,8 @@ static ssize_t vso_rx_copy(struct vso_sock *vs, struct msghdr *msg, size_t len, 
 		n = min3((size_t)n, len - done, (size_t)(ahead ?: U32_MAX));
 		if (flags & MSG_TRUNC)
 			got = n;
-		else if (seg->page)
-			got = copy_page_to_iter(seg->page, off, n, &msg->msg_iter);
-		else
-			got = copy_to_iter(seg->data + off, n, &msg->msg_iter);
+		else	/* in one piece: copy_page_to_iter() would go page by page, for the sake of memory that is not mapped; ours is */
+			got = copy_to_iter((seg->page ? page_address(seg->page) : seg->data) + off, n, &msg->msg_iter);
 		done += got;
 		if (!(flags & MSG_PEEK))
 			vso_rx_take(vs, got);
