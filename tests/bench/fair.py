@@ -22,11 +22,12 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.bench.ends import DIRECT, OFFLOAD, OTHER_VSOCK, RELAY, VSOCK, Mix, Near, Tools, started
-from tests.bench.machine import described
+from tests.bench.machine import Steady, described
 from tests.bench.plot import Bar, Panel, drawn
 from tests.bench.ring import spread
 
@@ -89,8 +90,20 @@ def _mixed(near: Near, asker: Near, to_host: bool, bulk: int, amount: int) -> tu
     return mix, asked.each
 
 
-def beside_bulk(folder: Path, names: Sequence[str], bulk: Sequence[int], rounds: int, seconds: float, tools: Tools) -> Found:
-    """A round before the first finds how much is moved in about ``seconds``."""
+def beside_bulk(
+    folder: Path,
+    names: Sequence[str],
+    bulk: Sequence[int],
+    rounds: int,
+    seconds: float,
+    tools: Tools,
+    steady: Steady | None = None,
+) -> Found:
+    """A round before the first finds how much is moved in about ``seconds``.
+
+    ``steady``: what does each measurement; once by default.
+    """
+    once = steady or Steady(tries=1)
     found: Found = {}
     amounts: dict[tuple[str, str, int], int] = {}
     with contextlib.ExitStack() as stack:
@@ -104,14 +117,15 @@ def beside_bulk(folder: Path, names: Sequence[str], bulk: Sequence[int], rounds:
             near.connect(1, max(bulk))
         for number in range(-1, rounds):
             for name, near in nears.items():
-                alone = askers[name].mix(near.over(), asker=0, most=min(QUESTIONS, max(int(seconds * 1e4), 50))).each
+                most = min(QUESTIONS, max(int(seconds * 1e4), 50))
+                alone = once(partial(askers[name].mix, near.over(), asker=0, most=most)).each
                 if number >= 0:
                     _note_answers(found, "alone", name, alone)
             for way, to_host in WAYS.items():
                 for count in bulk:
                     for name, near in nears.items():
                         amount = amounts.get((name, way, count), 32 * MIB // count)
-                        mix, each = _mixed(near, askers[name], to_host, count, amount)
+                        mix, each = once(partial(_mixed, near, askers[name], to_host, count, amount))
                         if number < 0:
                             whole = int(amount / mix.whole * seconds * 1e9)
                             amounts[name, way, count] = max(whole, 1 << 16)
@@ -174,8 +188,20 @@ def _one_asks(nears: Sequence[Near], to_host: bool, amount: int) -> list[int]:
     return _at_once([lambda: nears[0].mix(over, asker=0, most=QUESTIONS), *map(job, nears[1:])])[0].each
 
 
-def side_by_side(folder: Path, names: Sequence[str], count: int, rounds: int, seconds: float, tools: Tools) -> Found:
-    """``seconds`` is about what one alone takes for the bytes of a round; ``count`` of them, for a ``count``th of it each."""
+def side_by_side(
+    folder: Path,
+    names: Sequence[str],
+    count: int,
+    rounds: int,
+    seconds: float,
+    tools: Tools,
+    steady: Steady | None = None,
+) -> Found:
+    """``seconds`` is about what one alone takes for the bytes of a round; ``count`` of them, for a ``count``th of it each.
+
+    ``steady``: what does each measurement; once by default.
+    """
+    once = steady or Steady(tries=1)
     found: Found = {}
     with _neighbours(folder, names, count, tools) as sets:
         all_of = {name: [nears[name] for nears in sets] for name in names}
@@ -184,11 +210,11 @@ def side_by_side(folder: Path, names: Sequence[str], count: int, rounds: int, se
             for way, to_host in WAYS.items():
                 for name, nears in all_of.items():
                     amount = amounts.get((name, way), 64 * MIB)
-                    [one], cpu = _all_move(nears[:1], to_host, amount)
+                    [one], cpu = once(partial(_all_move, nears[:1], to_host, amount))
                     amounts.setdefault((name, way), max(int(one * seconds * 1e9), 1 << 20))
                     if number < 0:
                         continue
-                    each, cpu_all = _all_move(nears, to_host, amount // count)
+                    each, cpu_all = once(partial(_all_move, nears, to_host, amount // count))
                     _note(found, f"{way}-one", name, one)
                     _note(found, f"{way}-all", name, sum(each))
                     _note(found, f"{way}-all-by-one", name, sum(each) / one)
@@ -200,8 +226,11 @@ def side_by_side(folder: Path, names: Sequence[str], count: int, rounds: int, se
             times = max(int(seconds * 2000), 50)
             for name, nears in all_of.items():
                 shares = {way: amounts[name, way] // count for way in WAYS}
-                asked = [(f"{way}-asked", _one_asks(nears, WAYS[way], share)) for way, share in shares.items()]
-                asked += [("ask-one", _all_ask(nears[:1], times)), ("ask-all", _all_ask(nears, times // 2))]
+                asked = [(f"{way}-asked", once(partial(_one_asks, nears, WAYS[way], share))) for way, share in shares.items()]
+                asked += [
+                    ("ask-one", once(partial(_all_ask, nears[:1], times))),
+                    ("ask-all", once(partial(_all_ask, nears, times // 2))),
+                ]
                 for key, values in asked:
                     if number >= 0 and values:
                         _note_answers(found, key, name, values)
@@ -353,12 +382,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the figures there")
     options = parser.parse_args(arguments)
     found: dict[str, Found] = {}
+    steady = Steady()
     with tempfile.TemporaryDirectory(prefix="vhostsock-bench-") as name:
         folder, names = Path(name), options.only
         tools = Tools.built(folder)
         parts: dict[str, Callable[[Path], Found]] = {
-            "bulk": lambda own: beside_bulk(own, names, BULK, options.rounds, options.seconds, tools),
-            "side": lambda own: side_by_side(own, names, options.count, options.rounds, options.seconds, tools),
+            "bulk": lambda own: beside_bulk(own, names, BULK, options.rounds, options.seconds, tools, steady),
+            "side": lambda own: side_by_side(own, names, options.count, options.rounds, options.seconds, tools, steady),
             "stuck": lambda own: beside_stuck(own, names, options.pairs, 60, 4 * MIB, tools),
         }
         for part, measure in parts.items():
@@ -367,8 +397,9 @@ def main(arguments: Sequence[str]) -> None:
                 own.mkdir()
                 found[part] = measure(own)
                 print(*tables({part: found[part]}, options.count), "", sep="\n", flush=True)
+    print(f"But for *stuck*: {steady.told()}")
     if options.json:
-        about: dict[str, Any] = {"machine": described(), "seconds": options.seconds, "count": options.count}
+        about: dict[str, Any] = {"machine": described() | steady.summary(), "seconds": options.seconds, "count": options.count}
         options.json.write_text(json.dumps(about | {"figures": found}, indent=1) + "\n")
     if options.svg:
         options.svg.write_text(chart(found, options.count))

@@ -23,11 +23,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.bench.ends import DIRECT, DIRECT_UNIX, OFFLOAD, OTHER_VSOCK, RELAY, VSOCK, Near, started
-from tests.bench.machine import described
+from tests.bench.machine import Steady, described
 from tests.bench.plot import Bar, Panel, drawn
 from tests.bench.ring import spread
 
@@ -101,9 +102,28 @@ def _figure(measure: Measure, amount: int, took: float) -> float:
     return amount / took
 
 
-def measured(folder: Path, names: Sequence[str], chosen: Sequence[str], rounds: int, seconds: float, pace: int = 2) -> Result:
-    """``pace`` rounds come before the first. Failed when a job fails, or bytes are missing."""
+def _cost(measure: Measure, near: Near, amount: int) -> tuple[float, float]:
+    """The figure, and nanoseconds of CPU that the process in between used for it."""
+    before = near.cpu()
+    figure = _figure(measure, amount, measure.run(near, amount))
+    return figure, near.cpu() - before
+
+
+def measured(
+    folder: Path,
+    names: Sequence[str],
+    chosen: Sequence[str],
+    rounds: int,
+    seconds: float,
+    pace: int = 2,
+    steady: Steady | None = None,
+) -> Result:
+    """``pace`` rounds come before the first. ``steady``: what does each measurement; once by default.
+
+    Failed when a job fails, or bytes are missing.
+    """
     result = Result({}, {}, {})
+    once = steady or Steady(tries=1)
     with started(folder, tuple(names), FLOWS + PARALLEL) as nears:
         amounts = {(key, name): MEASURES[key].amount for key in chosen for name in names}
         for near in nears.values():
@@ -112,15 +132,16 @@ def measured(folder: Path, names: Sequence[str], chosen: Sequence[str], rounds: 
             for key in chosen:
                 measure = MEASURES[key]
                 for name, near in nears.items():
-                    amount, before = amounts[key, name], near.cpu()
-                    figure = _figure(measure, amount, measure.run(near, amount))
+                    amount = amounts[key, name]
                     if number < 0:
+                        figure, _ = _cost(measure, near, amount)
                         rate = 1e6 / figure if measure.unit == "us" else figure * (1e9 if measure.moves else 1e3)
                         amounts[key, name] = max(int(rate * seconds), measure.amount)
                         continue
+                    figure, cpu = once(partial(_cost, measure, near, amount))
                     result.figures.setdefault((key, name), []).append(figure)
                     if measure.moves and near.pid:
-                        result.cpu.setdefault((key, name), []).append((near.cpu() - before) / amount)
+                        result.cpu.setdefault((key, name), []).append(cpu / amount)
         for name, near in nears.items():
             result.memory[name] = near.memory()
             near.disconnect(0, FLOWS)
@@ -169,7 +190,7 @@ def tables(result: Result) -> list[str]:
     return lines[:-1]
 
 
-def as_json(result: Result, options: argparse.Namespace) -> str:
+def as_json(result: Result, options: argparse.Namespace, steady: Steady) -> str:
     def nested(values: dict[tuple[str, str], list[float]]) -> dict[str, dict[str, list[float]]]:
         found: dict[str, dict[str, list[float]]] = {}
         for (key, name), each in values.items():
@@ -178,7 +199,7 @@ def as_json(result: Result, options: argparse.Namespace) -> str:
 
     return json.dumps(
         {
-            "machine": described(), "rounds": options.rounds, "seconds": options.seconds,
+            "machine": described() | steady.summary(), "rounds": options.rounds, "seconds": options.seconds,
             "units": {key: measure.unit for key, measure in MEASURES.items()},
             "figures": nested(result.figures), "cpu_seconds_per_gb": nested(result.cpu), "memory_bytes": result.memory,
         },
@@ -215,10 +236,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round there")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the figures there")
     options = parser.parse_args(arguments)
+    steady = Steady()
     with tempfile.TemporaryDirectory(prefix="vhostsock-bench-") as name:
-        result = measured(Path(name), options.only, options.measure, options.rounds, options.seconds)
+        result = measured(Path(name), options.only, options.measure, options.rounds, options.seconds, steady=steady)
     if options.json:
-        options.json.write_text(as_json(result, options) + "\n")
+        options.json.write_text(as_json(result, options, steady) + "\n")
     if options.svg:
         options.svg.write_text(chart(result))
-    print(*tables(result), sep="\n", file=sys.stdout)
+    print(*tables(result), "", steady.told(), sep="\n", file=sys.stdout)

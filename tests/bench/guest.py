@@ -22,11 +22,12 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.bench import iperf
-from tests.bench.machine import described
+from tests.bench.machine import Steady, described
 from tests.bench.paths import PATHS, Open, Shop
 from tests.bench.plot import Bar, Panel, drawn
 from tests.bench.ring import spread
@@ -213,9 +214,18 @@ def _copies(opened: Open, milliseconds: int) -> dict[str, float]:
 
 
 def measured(
-    folder: Path, names: Sequence[str], rounds: int, milliseconds: int, chosen: Sequence[str] = tuple(MEASURES)
+    folder: Path,
+    names: Sequence[str],
+    rounds: int,
+    milliseconds: int,
+    chosen: Sequence[str] = tuple(MEASURES),
+    steady: Steady | None = None,
 ) -> Found:
-    """The figures of these paths, and of the inside of the first one's guest."""
+    """The figures of these paths, and of the inside of the first one's guest.
+
+    ``steady``: what does each measurement; once by default.
+    """
+    once = steady or Steady(tries=1)
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in (*names, INSIDE)}
 
     def keep(name: str, found: dict[str, float]) -> None:
@@ -233,13 +243,13 @@ def measured(
                 if measure.by == IPERF and number % 2:
                     continue  # it takes a second and more, whatever ``milliseconds`` says
                 for name, each in opened.items():
-                    keep(name, _run(each, measure, shop.near, milliseconds))
+                    keep(name, once(partial(_run, each, measure, shop.near, milliseconds)))
                 if measure.by == NEAR:
-                    inside = _run(first._replace(where="unix:/tmp/far"), measure, shop.near, milliseconds)
+                    inside = once(partial(_run, first._replace(where="unix:/tmp/far"), measure, shop.near, milliseconds))
                     keep(INSIDE, {row: figure for row, figure in inside.items() if row in measure.figures})
             for name, each in opened.items():
                 if PATHS[name].ours:
-                    keep(name, _copies(each, milliseconds))
+                    keep(name, once(partial(_copies, each, milliseconds)))
         peak = {name: (_memory(each.vm), _memory(each.backend) if each.backend else None) for name, each in opened.items()}
         touched = {name: _memory(each.backend, "RssShmem") for name, each in opened.items() if each.backend}
         versions = {name: each.vm.qmp.execute("query-version")["package"] for name, each in opened.items()}
@@ -333,11 +343,11 @@ def panels(found: Found) -> list[Panel]:
     ]
 
 
-def written(found: Found, options: dict[str, Any]) -> str:
+def written(found: Found, options: dict[str, Any], steady: Steady) -> str:
     """All of it as JSON, by name."""
     rows = {key: row._asdict() for key, row in ROWS.items()}
     titles = {name: _title(name) for name in found.figures}
-    whole = {"machine": described(), "options": options, "titles": titles, "rows": rows, **found._asdict()}
+    whole = {"machine": described() | steady.summary(), "options": options, "titles": titles, "rows": rows, **found._asdict()}
     return json.dumps(whole, indent=1) + "\n"
 
 
@@ -357,13 +367,14 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"no such measure: {', '.join(sorted(unknown))}")
     if unknown := set(names) - set(PATHS):
         parser.error(f"no such path: {', '.join(sorted(unknown))}; there are {', '.join(PATHS)}")
+    steady = Steady()
     if options.before:
         found = Found(**{key: value for key, value in json.loads(options.before.read_text()).items() if key in Found._fields})
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = measured(Path(folder), names, options.rounds, options.ms, chosen)
+            found = measured(Path(folder), names, options.rounds, options.ms, chosen, steady)
         if options.json:
-            options.json.write_text(written(found, {"rounds": options.rounds, "ms": options.ms}))
-    print(*tables(found), sep="\n", file=sys.stdout)
+            options.json.write_text(written(found, {"rounds": options.rounds, "ms": options.ms}, steady))
+    print(*tables(found), *([] if options.before else ["", steady.told()]), sep="\n", file=sys.stdout)
     if options.svg:
         options.svg.write_text(drawn(panels(found)))

@@ -17,12 +17,13 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.bench.fair import Found, evenness, middle
 from tests.bench.guest import cpu, rate
-from tests.bench.machine import described
+from tests.bench.machine import Steady, described
 from tests.bench.paths import PATHS, Open, Shop
 from tests.bench.ring import spread
 from tests.e2e.vm import Program
@@ -69,8 +70,17 @@ def _note_memory(found: Found, name: str, paths: Sequence[Open]) -> None:
         _note(found, "memory-pss", name, *(_memory(each, "Pss") for each in backends))
 
 
-def side_by_side(folder: Path, names: Sequence[str], count: int, rounds: int, milliseconds: int) -> Found:
-    """``count`` guests of each path."""
+def _together(paths: Sequence[Open], way: str, milliseconds: int) -> tuple[list[tuple[int, int]], float]:
+    before = _used(paths)
+    spans = _spans(paths, way, milliseconds)
+    return spans, _used(paths) - before
+
+
+def side_by_side(
+    folder: Path, names: Sequence[str], count: int, rounds: int, milliseconds: int, steady: Steady | None = None
+) -> Found:
+    """``count`` guests of each path. ``steady``: what does each measurement; once by default."""
+    once = steady or Steady(tries=1)
     found: Found = {}
     with contextlib.ExitStack() as stack:
         shop = Shop(folder)
@@ -79,10 +89,8 @@ def side_by_side(folder: Path, names: Sequence[str], count: int, rounds: int, mi
         for number in range(-1, rounds):  # the first one finds windows closed and code that is not translated
             for way in WAYS:
                 for name, paths in opened.items():
-                    [one] = map(rate, _spans(paths[:1], way, milliseconds))
-                    before = _used(paths)
-                    spans = _spans(paths, way, milliseconds)
-                    used = _used(paths) - before
+                    [one] = map(rate, once(partial(_spans, paths[:1], way, milliseconds)))
+                    spans, used = once(partial(_together, paths, way, milliseconds))
                     if number < 0:
                         continue
                     each = [rate(span) for span in spans]
@@ -185,9 +193,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every round there")
     options = parser.parse_args(arguments)
+    steady = Steady()
     stuck = [name for name in STUCK if name != "tap" or may_make_namespaces()]
     parts: dict[str, Callable[[Path], Found]] = {
-        "side": lambda own: side_by_side(own, options.only or SIDE, options.count, options.rounds, options.ms),
+        "side": lambda own: side_by_side(own, options.only or SIDE, options.count, options.rounds, options.ms, steady),
         "stuck": lambda own: beside_stuck(own, options.only or stuck, 2, options.times, 20),
     }
     found: dict[str, Found] = {}
@@ -196,6 +205,7 @@ def main(arguments: Sequence[str]) -> None:
             with tempfile.TemporaryDirectory(prefix="vhostsock-bench-") as name:
                 found[part] = measure(Path(name))
             print(*tables({part: found[part]}, options.count), "", sep="\n", flush=True)
+    print(f"But for those that are stuck: {steady.told()}")
     if options.json:
-        about: dict[str, Any] = {"machine": described(), "count": options.count}
+        about: dict[str, Any] = {"machine": described() | steady.summary(), "count": options.count}
         options.json.write_text(json.dumps(about | {"figures": found}, indent=1) + "\n")
