@@ -159,8 +159,13 @@ static int on_vsock(struct load *l, const uint8_t *at)
 	const struct vsk_hdr *h = (const void *)at;
 	struct load_flow *f = &l->flows[(h->dst_port & 0xffff) % l->n_flows];
 
-	if (f->id != h->dst_port || f->state == LOAD_NONE)
-		return h->op == VSK_OP_RST ? 0 : load_fail(l, "op %u for port %x", h->op, h->dst_port);
+	if (f->id != h->dst_port || f->state == LOAD_NONE) {
+		if (h->op == VSK_OP_RST)
+			return 0;
+		if (f->id != h->dst_port)
+			return load_fail(l, "op %u for port %x", h->op, h->dst_port);
+		return load_say_vsock(l, f, VSK_OP_RST, 0, NULL, 0);	/* it crossed our last word; as Linux */
+	}
 	if (h->op != VSK_OP_RST) {
 		f->peer_alloc = h->buf_alloc;
 		f->peer_fwd = h->fwd_cnt;
