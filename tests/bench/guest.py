@@ -176,8 +176,8 @@ def _near(where: str, command: str, milliseconds: int) -> list[str]:
     return [where, *command.format(ms=milliseconds).split()]
 
 
-def _numbers(opened: Open, measure: Measure, near: Path, milliseconds: int) -> Numbers | None:
-    """None: that path does not carry it. ``near``: near.c's program on the host."""
+def numbers(opened: Open, measure: Measure, near: Path, milliseconds: int) -> Numbers | None:
+    """What the program of a measure prints. None: that path does not carry it. ``near``: near.c's program on the host."""
     if measure.by == INTO:
         text = opened.on_host([near, *_near(opened.into, measure.command, milliseconds)])
     elif measure.by == IPERF:
@@ -193,13 +193,13 @@ def _numbers(opened: Open, measure: Measure, near: Path, milliseconds: int) -> N
 def _run(opened: Open, measure: Measure, near: Path, milliseconds: int) -> dict[str, float]:
     """By row; nothing where the path does not carry it."""
     backend_before, qemu_before = cpu(opened.backend), cpu(opened.vm)
-    numbers = _numbers(opened, measure, near, milliseconds)
-    if numbers is None:
+    told = numbers(opened, measure, near, milliseconds)
+    if told is None:
         return {}
-    found = {name: figure(numbers) for name, figure in measure.figures.items()}
+    found = {name: figure(told) for name, figure in measure.figures.items()}
     if measure.moves:
         [name] = measure.figures
-        gigabytes = numbers[2] / GIGA
+        gigabytes = told[2] / GIGA
         backend = cpu(opened.backend) - backend_before
         if opened.backend:
             found[f"{name}-backend"] = backend / gigabytes

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-
 FLAGS += [f"-I{folder}" for folder in (CORE, INCLUDE, HERE)]
 
 
-def built(folder: Path, name: str, *sources: Path, shared: bool = False) -> Path:
-    """Compile ``sources`` into the program (or shared object) ``name`` in ``folder``."""
+def built(folder: Path, name: str, *sources: Path, shared: bool = False, more: Sequence[str] = ()) -> Path:
+    """Compile ``sources`` into the program (or shared object) ``name`` in ``folder``, with ``more`` for the compiler."""
     target = folder / name
-    flags = [*FLAGS, "-shared", "-fPIC"] if shared else FLAGS
+    flags = [*FLAGS, *more, *(["-shared", "-fPIC"] if shared else [])]
     subprocess.run([os.environ.get("CC", "cc"), *flags, *map(str, sources), "-o", str(target)], check=True, timeout=100)
     return target
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -74,10 +74,11 @@ class Open(NamedTuple):
 
 
 class Shop:
-    """What all paths are made with. ``folder`` is theirs."""
+    """What all paths are made with. ``folder`` is theirs; ``more`` says which words a QEMU is given besides."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: Callable[[str], Sequence[str]] = lambda qemu: ()) -> None:
         self.folder = folder
+        self.more = more
         self.far = built(folder, "far", HERE / "far.c")
         self.near = built(folder, "near", HERE / "near.c")
         programs = ("--program", str(HERE / "near.c"), "--program", str(HERE / "far.c"), *iperf.carried())
@@ -108,7 +109,10 @@ class Shop:
     ) -> Vm:
         """``ours``: with the guest module; without it nothing of it is there. ``where``: of its far end, in far.c's words."""
         words = () if ours else ("--append", "vhostsock.nomodule")
-        vm = Vm(place, self.initramfs, "--qemu", script("fetch-qemu", qemu), *words, *options)
+        binary = script("fetch-qemu", qemu)
+        more = self.more(binary)
+        last = more if not more or "--" in options else ("--", *more)
+        vm = Vm(place, self.initramfs, "--qemu", binary, *words, *options, *last)
         try:
             vm.start_until(f"far serve:{where}", "ready", timeout=86400)
         except BaseException:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a benchmark does when the machine is not its own."""
 
 from __future__ import annotations
