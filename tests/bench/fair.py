@@ -22,7 +22,6 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,19 +90,9 @@ def _mixed(near: Near, asker: Near, to_host: bool, bulk: int, amount: int) -> tu
 
 
 def beside_bulk(
-    folder: Path,
-    names: Sequence[str],
-    bulk: Sequence[int],
-    rounds: int,
-    seconds: float,
-    tools: Tools,
-    steady: Steady | None = None,
+    folder: Path, names: Sequence[str], bulk: Sequence[int], rounds: int, seconds: float, tools: Tools, steady: Steady
 ) -> Found:
-    """A round before the first finds how much is moved in about ``seconds``.
-
-    ``steady``: what does each measurement; once by default.
-    """
-    once = steady or Steady(tries=1)
+    """A round before the first finds how much is moved in about ``seconds``."""
     found: Found = {}
     amounts: dict[tuple[str, str, int], int] = {}
     with contextlib.ExitStack() as stack:
@@ -118,14 +107,14 @@ def beside_bulk(
         for number in range(-1, rounds):
             for name, near in nears.items():
                 most = min(QUESTIONS, max(int(seconds * 1e4), 50))
-                alone = once(partial(askers[name].mix, near.over(), asker=0, most=most)).each
+                alone = steady(askers[name].mix, near.over(), asker=0, most=most).each
                 if number >= 0:
                     _note_answers(found, "alone", name, alone)
             for way, to_host in WAYS.items():
                 for count in bulk:
                     for name, near in nears.items():
                         amount = amounts.get((name, way, count), 32 * MIB // count)
-                        mix, each = once(partial(_mixed, near, askers[name], to_host, count, amount))
+                        mix, each = steady(_mixed, near, askers[name], to_host, count, amount)
                         if number < 0:
                             whole = int(amount / mix.whole * seconds * 1e9)
                             amounts[name, way, count] = max(whole, 1 << 16)
@@ -189,19 +178,9 @@ def _one_asks(nears: Sequence[Near], to_host: bool, amount: int) -> list[int]:
 
 
 def side_by_side(
-    folder: Path,
-    names: Sequence[str],
-    count: int,
-    rounds: int,
-    seconds: float,
-    tools: Tools,
-    steady: Steady | None = None,
+    folder: Path, names: Sequence[str], count: int, rounds: int, seconds: float, tools: Tools, steady: Steady
 ) -> Found:
-    """``seconds`` is about what one alone takes for the bytes of a round; ``count`` of them, for a ``count``th of it each.
-
-    ``steady``: what does each measurement; once by default.
-    """
-    once = steady or Steady(tries=1)
+    """``seconds`` is about what one alone takes for the bytes of a round; ``count`` of them, for a ``count``th of it each."""
     found: Found = {}
     with _neighbours(folder, names, count, tools) as sets:
         all_of = {name: [nears[name] for nears in sets] for name in names}
@@ -210,11 +189,11 @@ def side_by_side(
             for way, to_host in WAYS.items():
                 for name, nears in all_of.items():
                     amount = amounts.get((name, way), 64 * MIB)
-                    [one], cpu = once(partial(_all_move, nears[:1], to_host, amount))
+                    [one], cpu = steady(_all_move, nears[:1], to_host, amount)
                     amounts.setdefault((name, way), max(int(one * seconds * 1e9), 1 << 20))
                     if number < 0:
                         continue
-                    each, cpu_all = once(partial(_all_move, nears, to_host, amount // count))
+                    each, cpu_all = steady(_all_move, nears, to_host, amount // count)
                     _note(found, f"{way}-one", name, one)
                     _note(found, f"{way}-all", name, sum(each))
                     _note(found, f"{way}-all-by-one", name, sum(each) / one)
@@ -226,10 +205,10 @@ def side_by_side(
             times = max(int(seconds * 2000), 50)
             for name, nears in all_of.items():
                 shares = {way: amounts[name, way] // count for way in WAYS}
-                asked = [(f"{way}-asked", once(partial(_one_asks, nears, WAYS[way], share))) for way, share in shares.items()]
+                asked = [(f"{way}-asked", steady(_one_asks, nears, WAYS[way], share)) for way, share in shares.items()]
                 asked += [
-                    ("ask-one", once(partial(_all_ask, nears[:1], times))),
-                    ("ask-all", once(partial(_all_ask, nears, times // 2))),
+                    ("ask-one", steady(_all_ask, nears[:1], times)),
+                    ("ask-all", steady(_all_ask, nears, times // 2)),
                 ]
                 for key, values in asked:
                     if number >= 0 and values:
@@ -397,9 +376,9 @@ def main(arguments: Sequence[str]) -> None:
                 own.mkdir()
                 found[part] = measure(own)
                 print(*tables({part: found[part]}, options.count), "", sep="\n", flush=True)
-    print(f"But for *stuck*: {steady.told()}")
+    print(*steady.told("*stuck*"), sep="\n")
     if options.json:
-        about: dict[str, Any] = {"machine": described() | steady.summary(), "seconds": options.seconds, "count": options.count}
+        about: dict[str, Any] = {"machine": described(steady), "seconds": options.seconds, "count": options.count}
         options.json.write_text(json.dumps(about | {"figures": found}, indent=1) + "\n")
     if options.svg:
         options.svg.write_text(chart(found, options.count))

@@ -23,7 +23,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,20 +109,10 @@ def _cost(measure: Measure, near: Near, amount: int) -> tuple[float, float]:
 
 
 def measured(
-    folder: Path,
-    names: Sequence[str],
-    chosen: Sequence[str],
-    rounds: int,
-    seconds: float,
-    pace: int = 2,
-    steady: Steady | None = None,
+    folder: Path, names: Sequence[str], chosen: Sequence[str], rounds: int, seconds: float, steady: Steady, pace: int = 2
 ) -> Result:
-    """``pace`` rounds come before the first. ``steady``: what does each measurement; once by default.
-
-    Failed when a job fails, or bytes are missing.
-    """
+    """``pace`` rounds come before the first. Failed when a job fails, or bytes are missing."""
     result = Result({}, {}, {})
-    once = steady or Steady(tries=1)
     with started(folder, tuple(names), FLOWS + PARALLEL) as nears:
         amounts = {(key, name): MEASURES[key].amount for key in chosen for name in names}
         for near in nears.values():
@@ -138,7 +127,7 @@ def measured(
                         rate = 1e6 / figure if measure.unit == "us" else figure * (1e9 if measure.moves else 1e3)
                         amounts[key, name] = max(int(rate * seconds), measure.amount)
                         continue
-                    figure, cpu = once(partial(_cost, measure, near, amount))
+                    figure, cpu = steady(_cost, measure, near, amount)
                     result.figures.setdefault((key, name), []).append(figure)
                     if measure.moves and near.pid:
                         result.cpu.setdefault((key, name), []).append(cpu / amount)
@@ -199,7 +188,7 @@ def as_json(result: Result, options: argparse.Namespace, steady: Steady) -> str:
 
     return json.dumps(
         {
-            "machine": described() | steady.summary(), "rounds": options.rounds, "seconds": options.seconds,
+            "machine": described(steady), "rounds": options.rounds, "seconds": options.seconds,
             "units": {key: measure.unit for key, measure in MEASURES.items()},
             "figures": nested(result.figures), "cpu_seconds_per_gb": nested(result.cpu), "memory_bytes": result.memory,
         },
@@ -238,9 +227,9 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     steady = Steady()
     with tempfile.TemporaryDirectory(prefix="vhostsock-bench-") as name:
-        result = measured(Path(name), options.only, options.measure, options.rounds, options.seconds, steady=steady)
+        result = measured(Path(name), options.only, options.measure, options.rounds, options.seconds, steady)
     if options.json:
         options.json.write_text(as_json(result, options, steady) + "\n")
     if options.svg:
         options.svg.write_text(chart(result))
-    print(*tables(result), "", steady.told(), sep="\n", file=sys.stdout)
+    print(*tables(result), "", *steady.told(), sep="\n", file=sys.stdout)

@@ -22,7 +22,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,18 +213,9 @@ def _copies(opened: Open, milliseconds: int) -> dict[str, float]:
 
 
 def measured(
-    folder: Path,
-    names: Sequence[str],
-    rounds: int,
-    milliseconds: int,
-    chosen: Sequence[str] = tuple(MEASURES),
-    steady: Steady | None = None,
+    folder: Path, names: Sequence[str], rounds: int, milliseconds: int, chosen: Sequence[str], steady: Steady
 ) -> Found:
-    """The figures of these paths, and of the inside of the first one's guest.
-
-    ``steady``: what does each measurement; once by default.
-    """
-    once = steady or Steady(tries=1)
+    """The figures of these paths, and of the inside of the first one's guest."""
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in (*names, INSIDE)}
 
     def keep(name: str, found: dict[str, float]) -> None:
@@ -243,13 +233,13 @@ def measured(
                 if measure.by == IPERF and number % 2:
                     continue  # it takes a second and more, whatever ``milliseconds`` says
                 for name, each in opened.items():
-                    keep(name, once(partial(_run, each, measure, shop.near, milliseconds)))
+                    keep(name, steady(_run, each, measure, shop.near, milliseconds))
                 if measure.by == NEAR:
-                    inside = once(partial(_run, first._replace(where="unix:/tmp/far"), measure, shop.near, milliseconds))
+                    inside = steady(_run, first._replace(where="unix:/tmp/far"), measure, shop.near, milliseconds)
                     keep(INSIDE, {row: figure for row, figure in inside.items() if row in measure.figures})
             for name, each in opened.items():
                 if PATHS[name].ours:
-                    keep(name, once(partial(_copies, each, milliseconds)))
+                    keep(name, steady(_copies, each, milliseconds))
         peak = {name: (_memory(each.vm), _memory(each.backend) if each.backend else None) for name, each in opened.items()}
         touched = {name: _memory(each.backend, "RssShmem") for name, each in opened.items() if each.backend}
         versions = {name: each.vm.qmp.execute("query-version")["package"] for name, each in opened.items()}
@@ -347,7 +337,7 @@ def written(found: Found, options: dict[str, Any], steady: Steady) -> str:
     """All of it as JSON, by name."""
     rows = {key: row._asdict() for key, row in ROWS.items()}
     titles = {name: _title(name) for name in found.figures}
-    whole = {"machine": described() | steady.summary(), "options": options, "titles": titles, "rows": rows, **found._asdict()}
+    whole = {"machine": described(steady), "options": options, "titles": titles, "rows": rows, **found._asdict()}
     return json.dumps(whole, indent=1) + "\n"
 
 
@@ -375,6 +365,6 @@ def main(arguments: Sequence[str]) -> None:
             found = measured(Path(folder), names, options.rounds, options.ms, chosen, steady)
         if options.json:
             options.json.write_text(written(found, {"rounds": options.rounds, "ms": options.ms}, steady))
-    print(*tables(found), *([] if options.before else ["", steady.told()]), sep="\n", file=sys.stdout)
+    print(*tables(found), "", *steady.told(), sep="\n", file=sys.stdout)
     if options.svg:
         options.svg.write_text(drawn(panels(found)))

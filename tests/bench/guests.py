@@ -17,7 +17,6 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +75,8 @@ def _together(paths: Sequence[Open], way: str, milliseconds: int) -> tuple[list[
     return spans, _used(paths) - before
 
 
-def side_by_side(
-    folder: Path, names: Sequence[str], count: int, rounds: int, milliseconds: int, steady: Steady | None = None
-) -> Found:
-    """``count`` guests of each path. ``steady``: what does each measurement; once by default."""
-    once = steady or Steady(tries=1)
+def side_by_side(folder: Path, names: Sequence[str], count: int, rounds: int, milliseconds: int, steady: Steady) -> Found:
+    """``count`` guests of each path."""
     found: Found = {}
     with contextlib.ExitStack() as stack:
         shop = Shop(folder)
@@ -89,8 +85,8 @@ def side_by_side(
         for number in range(-1, rounds):  # the first one finds windows closed and code that is not translated
             for way in WAYS:
                 for name, paths in opened.items():
-                    [one] = map(rate, once(partial(_spans, paths[:1], way, milliseconds)))
-                    spans, used = once(partial(_together, paths, way, milliseconds))
+                    [one] = map(rate, steady(_spans, paths[:1], way, milliseconds))
+                    spans, used = steady(_together, paths, way, milliseconds)
                     if number < 0:
                         continue
                     each = [rate(span) for span in spans]
@@ -205,7 +201,7 @@ def main(arguments: Sequence[str]) -> None:
             with tempfile.TemporaryDirectory(prefix="vhostsock-bench-") as name:
                 found[part] = measure(Path(name))
             print(*tables({part: found[part]}, options.count), "", sep="\n", flush=True)
-    print(f"But for those that are stuck: {steady.told()}")
+    print(*steady.told("those that are stuck"), sep="\n")
     if options.json:
-        about: dict[str, Any] = {"machine": described() | steady.summary(), "count": options.count}
+        about: dict[str, Any] = {"machine": described(steady), "count": options.count}
         options.json.write_text(json.dumps(about | {"figures": found}, indent=1) + "\n")

@@ -10,10 +10,11 @@ import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 __all__ = ["Steady", "described"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -40,11 +41,11 @@ class Steady:
         self.kept: list[float] = []  # the shares
         self.again = 0
 
-    def __call__(self, measure: Callable[[], T]) -> T:
+    def __call__(self, measure: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         results: list[tuple[float, T]] = []
         while not results or (results[-1][0] > self.most and len(results) < self.tries):
             stolen, whole = self.times()
-            value = measure()
+            value = measure(*args, **kwargs)
             stolen_after, whole_after = self.times()
             results.append(((stolen_after - stolen) / max(whole_after - whole, 1), value))
         share, value = min(results, key=lambda result: result[0])
@@ -61,18 +62,21 @@ class Steady:
             "above_allowed": sum(share > self.most for share in shares),
         }  # fmt: skip
 
-    def told(self) -> str:
-        """As a sentence of Markdown."""
+    def told(self, but_for: str = "") -> list[str]:
+        """As Markdown; nothing where nothing was measured. ``but_for``: what was measured without this."""
+        if not self.kept:
+            return []
         found = self.summary()
-        return (
+        words = (
             f"Of the processors' time the host of the machine gave to others {found['stolen_median']:.1%} in the median of "
             f"{found['measurements']} measurements and {found['stolen_most']:.1%} at most; {found['measured_again']} were "
             f"done again for having lost more than {self.most:.0%}, and {found['above_allowed']} that had are among those kept."
         )
+        return [f"But for {but_for}: {words}" if but_for else words]
 
 
-def described() -> dict[str, str | int | float]:
-    """Date, processor, cores, kernel, Python, and the load before and during (of the last minute and of five)."""
+def described(steady: Steady) -> dict[str, str | int | float]:
+    """Date, processor, cores, kernel, Python, the load before and during (of the last minute and of five), what was stolen."""
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     one, five, _ = os.getloadavg()
     return {
@@ -83,4 +87,5 @@ def described() -> dict[str, str | int | float]:
         "python": platform.python_version(),
         "load_1min": one,
         "load_5min": five,
+        **steady.summary(),
     }

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import contextlib
 import re
 import struct
 import subprocess
@@ -35,10 +34,11 @@ ENDBR = 4  # bytes of the instruction that a function may begin with, and a bloc
 USER = "the program"
 INTERFACES = ((9, 1), (11, 2), (1000, 7))  # QEMU before this has that: insns.c
 MIB = 1 << 20
-COUNTED = {key: "MiB" for key, measure in MEASURES.items() if measure.moves and measure.by == "near"} | {
-    "ask": "answer", "into-ask": "answer", "cycle": "connection", "into-cycle": "connection",
+BYTES, ANSWERS, CONNECTIONS = ("MiB", 2, MIB), ("answer", 2, 1), ("connection", 0, 1)
+COUNTED = {key: BYTES for key, measure in MEASURES.items() if measure.moves and measure.by == "near"} | {
+    "ask": ANSWERS, "into-ask": ANSWERS, "cycle": CONNECTIONS, "into-cycle": CONNECTIONS,
 }  # fmt: skip
-"""What is counted by what of it there was."""
+"""The unit, in which of the numbers that near.c prints it is, and how many of those make one."""
 
 
 class Profile(NamedTuple):
@@ -71,10 +71,6 @@ class _Symbols:
         return (USER, 0) if address < KERNEL or place < 0 else (self.names[place], address - self.addresses[place])
 
 
-def _units(unit: str, found: Sequence[int]) -> float:
-    return {"MiB": found[2 % len(found)] / MIB, "answer": found[-1], "connection": found[0]}[unit]
-
-
 def _plugin(folder: Path, counts: Path, qemu: str) -> list[str]:
     """What a QEMU is told, with the plugin built for its interface."""
     version = subprocess.run([qemu, "--version"], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
@@ -91,15 +87,15 @@ def profiled(folder: Path, key: str, name: str, milliseconds: int) -> Profile:
     counts = folder / "blocks"
     shop = Shop(folder, partial(_plugin, folder, counts))
     measure = MEASURES[key]
-    with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(PATHS[name].start(shop, name))
+    with PATHS[name].start(shop, name) as opened:
         symbols = _Symbols(opened.vm.run("cat /proc/kallsyms").text)
         numbers(opened, measure, shop.near, milliseconds)  # the first time code is translated, and windows are closed
         before = _blocks(counts)
         found = numbers(opened, measure, shop.near, milliseconds)
         after = _blocks(counts)
     assert found
-    units = _units(COUNTED[key], found)
+    unit, which, size = COUNTED[key]
+    units = found[which] / size
     instructions, calls = Counter[str](), Counter[str]()
     for (address, insns), runs in after.items():
         if ran := runs - before.get((address, insns), 0):
@@ -107,7 +103,7 @@ def profiled(folder: Path, key: str, name: str, milliseconds: int) -> Profile:
             instructions[function] += ran * insns
             calls[function] += ran if offset in (0, ENDBR) and function != USER else 0
     return Profile(
-        COUNTED[key],
+        unit,
         {function: count / units for function, count in instructions.most_common()},
         {function: calls[function] / units for function in instructions},
     )

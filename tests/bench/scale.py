@@ -21,7 +21,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +84,10 @@ def stuck(near: Near, amount: int, times: int) -> tuple[int, float, float]:
 
 
 def all_of_it(
-    folder: Path,
-    names: Sequence[str],
-    *,
-    connections: int,
-    flows: int,
-    rounds: int,
-    amount: int,
-    seconds: float,
-    steady: Steady | None = None,
-) -> Found:
-    """``connections`` idle, ``flows`` busy ones, ``amount`` bytes a measurement. A name that cannot has its words instead.
-
-    ``steady``: what does each measurement of these; once by default.
-    """
-    once = steady or Steady(tries=1)
+    folder: Path, names: Sequence[str], steady: Steady, *,
+    connections: int, flows: int, rounds: int, amount: int, seconds: float,
+) -> Found:  # fmt: skip
+    """``connections`` idle, ``flows`` busy ones, ``amount`` bytes a measurement. A name that cannot has its words instead."""
     found: Found = {}
 
     def note(what: str, name: str, value: Any) -> None:
@@ -123,19 +111,18 @@ def all_of_it(
         for _ in range(rounds):
             for to_host in (True, False):
                 for near in working:
-                    total, ratio = once(partial(busy, near, to_host, flows, amount))
+                    total, ratio = steady(busy, near, to_host, flows, amount)
                     key = "to-host" if to_host else "to-guest"
                     note(f"busy-{key}", near.name, total)
                     note(f"busy-{key}-by-one", near.name, ratio)
             for near in working:
-                for key, value in zip(("taken", "rate", "answer"), once(partial(stuck, near, amount, 200)), strict=True):
+                for key, value in zip(("taken", "rate", "answer"), steady(stuck, near, amount, 200), strict=True):
                     note(f"stuck-{key}", near.name, value)
     return found
 
 
-def pairs(folder: Path, rounds: int, amount: int, steady: Steady | None = None) -> Found:
+def pairs(folder: Path, rounds: int, amount: int, steady: Steady) -> Found:
     """GB/s of 8 flows on one ring pair and on two, and the ratio."""
-    once = steady or Steady(tries=1)
     found: Found = {}
     for name in ("1", "2"):
         (folder / name).mkdir()
@@ -144,7 +131,7 @@ def pairs(folder: Path, rounds: int, amount: int, steady: Steady | None = None) 
             near.connect(0, 8)
         for _ in range(rounds):
             for to_host in (True, False):
-                rates = [once(partial(_rate, nears[OFFLOAD], to_host, 0, 8, amount)) for nears in (one, two)]
+                rates = [steady(_rate, nears[OFFLOAD], to_host, 0, 8, amount) for nears in (one, two)]
                 key = f"pairs-{'to-host' if to_host else 'to-guest'}"
                 found.setdefault(key, {}).setdefault("1", []).append(rates[0])
                 found[key].setdefault("2", []).append(rates[1])
@@ -200,12 +187,12 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="vhostsock-bench-") as name:
         folder = Path(name)
         found = all_of_it(
-            folder, options.only, connections=options.connections, flows=options.flows, rounds=options.rounds,
-            amount=options.amount << 20, seconds=2, steady=steady,
+            folder, options.only, steady, connections=options.connections, flows=options.flows, rounds=options.rounds,
+            amount=options.amount << 20, seconds=2,
         )  # fmt: skip
         print(*table(found, options.only, options.connections, options.flows), sep="\n", flush=True)
         two = pairs(folder, options.rounds, options.amount << 20, steady)
-        print("", *pairs_table(two), "", steady.told(), sep="\n")
+        print("", *pairs_table(two), "", *steady.told(), sep="\n")
     if options.json:
-        whole = {"machine": described() | steady.summary(), "figures": found | two}
+        whole = {"machine": described(steady), "figures": found | two}
         options.json.write_text(json.dumps(whole, indent=1) + "\n")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.bench import fair
 from tests.bench.ends import DIRECT, OFFLOAD, RELAY, VSOCK, Failed, Tools, started
+from tests.bench.machine import Steady
 
 NAMES = (DIRECT, RELAY, OFFLOAD, VSOCK)
 
@@ -33,8 +34,8 @@ def test_questions_beside_bulk_and_back_ends_side_by_side_and_a_stuck_flow_are_m
         (tmp_path / part).mkdir()
     tools = Tools.built(tmp_path)
     found = {
-        "bulk": fair.beside_bulk(tmp_path / "bulk", NAMES, (1, 8), 1, 0.01, tools),
-        "side": fair.side_by_side(tmp_path / "side", (RELAY, OFFLOAD), 2, 1, 0.01, tools),
+        "bulk": fair.beside_bulk(tmp_path / "bulk", NAMES, (1, 8), 1, 0.01, tools, Steady(tries=1)),
+        "side": fair.side_by_side(tmp_path / "side", (RELAY, OFFLOAD), 2, 1, 0.01, tools, Steady(tries=1)),
         "stuck": fair.beside_stuck(tmp_path / "stuck", (DIRECT, OFFLOAD), 1, 2, 1 << 20, tools),
     }
     for part, figures in found.items():

@@ -23,7 +23,7 @@ def test_what_lost_its_processors_is_measured_again_until_it_has_them() -> None:
     assert [steady(figures.__next__) for _ in range(2)] == [0, 3]
     assert steady.kept == [0.02, 0]
     assert steady.again == 2
-    assert "0 that had" in steady.told()
+    assert "0 that had" in steady.told()[0]
 
 
 def test_what_never_has_them_is_kept_from_when_it_had_most_of_them_and_said_to_be_so() -> None:
